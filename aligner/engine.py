@@ -14,7 +14,7 @@ from nemo.lightning import MegatronOptimizerModule, MegatronStrategy, NeMoLogger
 from nemo.lightning.callback_group import CallbackGroup
 from nemo.lightning.pytorch.callbacks import PEFT, ModelTransform
 
-from aligner import adapters, architecture, checkpoints, checks, process, schedule
+from aligner import adapters, architecture, checkpoints, checks, parallel, process, schedule
 from aligner.console import say
 from aligner.data import AlignDataModule
 from aligner.errors import ConfigError
@@ -46,11 +46,11 @@ class Run:
     def __call__(self) -> Path:
         checks.arguments(self)
         checks.layout(self)
-        self.data.read()
-        # All that can be refused is, before another stage or an import costs its time; unless the tokenizer comes
-        # with the checkpoint.
+        # All that can be refused is, before another stage or an import costs its time: if the tokenizer comes with the
+        # checkpoint, at least the rows.
         start_first = self.model.tokenizer is None
         if start_first:
+            self.data.read()
             self._find_start()
         self._tokenize()
         max_steps = self._plan()
@@ -62,7 +62,7 @@ class Run:
         self.strategy.store = process.fresh_store(self.strategy)
         status = "failed"
         try:
-            with process.kept_environment(), process.clear_errors(self.folder), process.thin_main():
+            with process.kept_environment(), process.clear_errors(self.folder), parallel.thin_main():
                 self.trainer.fit(self.model, self.data)
                 # A next stage looks for this one's checkpoint: rank 0 may still be clearing its marker away.
                 self.trainer.strategy.barrier()
@@ -132,8 +132,15 @@ class Run:
             # For the run's own checkpoints, which carry what the model was made of.
             self.model.__io__.tokenizer = self.model.tokenizer.__io__
         parallel = self.strategy.parallelism
-        multiple = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
-        self.data.tokenize(self.model.tokenizer, kind=self.objective.kind, multiple=multiple)
+        tensor, context = parallel.tensor_model_parallel_size, parallel.context_parallel_size
+        self.data.prepare(
+            self.model.tokenizer,
+            kind=self.objective.kind,
+            runs=self.runs,
+            # Context parallelism gives every rank two pieces of each sequence.
+            multiple=2 * context if context > 1 else 1,
+            row_multiple=(tensor if parallel.sequence_parallel else 1) * context,
+        )
 
     def _plan(self) -> int:
         """How many optimizer steps the whole run has; validation by steps."""
@@ -206,7 +213,8 @@ class Run:
         self._tell()
 
     def _tell(self) -> None:
-        for split, report in self.data.reports.items():
+        for split, corpus in self.data.examples.items():
+            report = corpus.report
             say(f"{split}: {report}")
             if report.kind == "pairs" and not report.with_rewards and "chosen_reward" in self.objective.reads:
                 gap = self.objective.reward_scale
@@ -215,9 +223,11 @@ class Run:
                     "A gap that is the same everywhere says nothing of pairs; under rpo_bwd_kl it is label smoothing "
                     f"with the target {torch.sigmoid(torch.tensor(gap)).item():.3f}"
                 )
-        left = self.data.trained["train"] % self.data.global_batch_size
+        left = self.data.units("train") % self.data.global_batch_size
         if left:
-            say(f"train: {left} examples do not fill a last global batch and sit out each epoch, by turns")
+            say(
+                f"train: {left} {'packs' if 'train' in self.data.packs else 'examples'} do not fill a last global batch and sit out each epoch, by turns"
+            )
         if self.preference_weight and self.reference is not None and not self.objective.needs_reference:
             say("reference: not prepared, the loss reads none")
 

@@ -10,9 +10,9 @@ What an objective needs of a row decides what becomes of it:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from aligner.errors import ConfigError, RowError
 from aligner.rows import PreferenceRow, ResponseRow, Row, Text
@@ -41,7 +41,7 @@ class Example:
 
 @dataclass
 class Report:
-    """What became of the rows of one file."""
+    """What became of the rows of a file, or of several."""
 
     kind: Kind
     rows: int = 0
@@ -62,6 +62,13 @@ class Report:
         """Examples before any was dropped."""
         return self.kept + self.dropped.total()
 
+    def merge(self, other: Report) -> None:
+        """Add what came of other rows."""
+        for name in ("rows", "kept", "tokens", "merged_at_border", "unwanted", "truncated"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.dropped.update(other.dropped)
+        self.with_rewards = self.with_rewards or other.with_rewards
+
     def __str__(self) -> str:
         noun = {"pairs": "pairs", "unpaired": "responses", "demonstrations": "responses"}[self.kind]
         parts = [f"{self.kept} of {self.found} {noun}, {self.tokens} tokens"]
@@ -76,14 +83,7 @@ class Report:
 
 
 def examples(
-    rows: Iterable[Row],
-    tokenizer: Any,
-    *,
-    kind: Kind,
-    seq_length: int,
-    as_chat: bool = False,
-    over_long: OverLong = "drop",
-    max_dropped_share: float = 0.1,
+    rows: Iterable[Row], encode: ResponseTokenizer, *, kind: Kind, seq_length: int, over_long: OverLong = "drop"
 ) -> tuple[list[Example], Report]:
     """Rows as examples of at most `seq_length` tokens a sequence, and a report of what was left out.
 
@@ -93,10 +93,8 @@ def examples(
 
     Raises:
         RowError: a row does not hold what `kind` needs, cannot be tokenised, or is too long under "refuse".
-        ConfigError: more than `max_dropped_share` of the examples would go.
     """
-    encode = ResponseTokenizer(tokenizer, as_chat=as_chat)
-    report, kept = Report(kind), []
+    report, kept, merged = Report(kind), [], encode.merged
     for row in rows:
         report.rows += 1
         report.with_rewards = isinstance(row, PreferenceRow) and row.chosen_reward is not None
@@ -114,8 +112,7 @@ def examples(
             kept.append(example)
     report.kept = len(kept)
     report.tokens = sum(len(e.prompt) + len(response) for e in kept for response in e.responses)
-    report.merged_at_border = encode.merged
-    _check_share(report, seq_length, max_dropped_share)
+    report.merged_at_border = encode.merged - merged
     return kept, report
 
 
@@ -141,25 +138,6 @@ def _responses(row: Row, kind: Kind, report: Report) -> list[tuple[list[Text], b
     return [([row.response], row.preferred is not False)]
 
 
-def mismatched(trained: Sequence[Example], *, seq_length: int) -> list[Example]:
-    """Each prompt with the response of another prompt, cut to `seq_length`: what KTO estimates its KL on.
-
-    The other is the next in the file whose prompt differs; the last ones take from the beginning. Where all prompts
-    are the same, it is the next response.
-    """
-    count = len(trained)
-    others = [(i + 1) % count for i in range(count)]
-    # Backwards, twice around, so that each finds what stands behind its successor.
-    for i in [*reversed(range(count)), *reversed(range(count))]:
-        if trained[others[i]].prompt == trained[i].prompt:
-            others[i] = others[(i + 1) % count]
-    made = []
-    for example, other in zip(trained, others, strict=True):
-        room = seq_length - len(example.prompt)
-        made.append(replace(example, responses=(trained[other].responses[0][:room],)))
-    return made
-
-
 def _fit(example: Example, seq_length: int, over_long: OverLong, report: Report) -> Example | None:
     if example.length <= seq_length:
         return example
@@ -176,7 +154,12 @@ def _fit(example: Example, seq_length: int, over_long: OverLong, report: Report)
     return replace(example, responses=tuple(response[:room] for response in example.responses))
 
 
-def _check_share(report: Report, seq_length: int, limit: float) -> None:
+def check_share(report: Report, *, seq_length: int, limit: float) -> None:
+    """See that something is left to learn from.
+
+    Raises:
+        ConfigError: more than the share `limit` of the examples was dropped, or all of them.
+    """
     dropped = report.dropped.total()
     if report.kept and dropped <= limit * report.found:
         return

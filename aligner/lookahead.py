@@ -1,7 +1,8 @@
-"""What must be known of a whole global batch before its step: a live reference's scores, and KTO's KL.
+"""Before a step: its micro-batches are fetched, and what must be known of all of them is found out.
 
-A step's micro-batches are fetched together, scored without gradient in the shapes in which they will be trained, and
-then handed on to Megatron. What is estimated over the global batch so does not depend on how it was cut.
+The loader gives all micro-batches of a step at once, and Megatron is told how many there are. A live reference's
+scores and KTO's KL are made here, without gradient and in the shapes in which the batches will be trained. What is
+estimated over the global batch so does not depend on how it was cut.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import torch
 from nemo.lightning.megatron_parallel import MegatronStep
 
 from aligner import metrics, policy, scoring
+from aligner.batch import Batch, Split
 from aligner.metrics import Measured
-from aligner.packing import Batch, Split
 from aligner.policy import LossReduction
 from aligner.reference import Reference
 
@@ -28,15 +29,20 @@ class Lookahead(pl.Callback):
         self._validated = False
 
     def on_megatron_step_start(self, step: MegatronStep) -> MegatronStep:
-        reduction = self.reductions["validation" if step.forward_only else "train"]
+        if step.step_i == scoring.SCORING:
+            return step
+        fetched: Any = next(step.data)  # type: ignore[arg-type]
+        # Lightning's loops put numbers beside it.
+        batches: list[Batch] = fetched[0] if isinstance(fetched, tuple) else fetched
+        self._look(batches, forward_only=step.forward_only)
+        return dataclasses.replace(step, data=iter(batches), **scoring.shape(batches))
+
+    def _look(self, batches: list[Batch], *, forward_only: bool) -> None:
+        reduction = self.reductions["validation" if forward_only else "train"]
         live = self.reference is not None and self.reference.live
         unpaired = reduction.objective.kind == "unpaired"
-        if step.step_i == scoring.SCORING or not (live or unpaired):
-            return step
-        count = self.trainer.datamodule.data_sampler.num_microbatches
-        batches = [policy.data_step(step.data) for _ in range(count)]  # type: ignore[arg-type]
         others = [batch.mismatched for batch in batches if batch.mismatched is not None]
-        if live and not (step.forward_only and self._validated):
+        if live and not (forward_only and self._validated):
             assert self.reference is not None and reduction.reference is not None
             with self.reference.in_place():
                 self._score(reduction.reference, batches)
@@ -44,20 +50,19 @@ class Lookahead(pl.Callback):
                     self._score(reduction.reference, others)
         if unpaired:
             reduction.kl = self._kl(reduction, others)
-        return dataclasses.replace(step, data=iter(batches))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Each row has been scored by now, on whatever rank it will fall to again.
         self._validated = self.reference is not None and not self.reference.moves
 
     def _score(self, table: torch.Tensor, batches: list[Batch]) -> None:
-        for batch, logp_PK in scoring.scored(self.trainer, iter(batches)):
+        for batch, logp_PK in scoring.scored(self.trainer, batches):
             table[batch.index_P] = logp_PK
 
     def _kl(self, reduction: LossReduction, others: list[Batch]) -> float:
         """max(0, mean of log π - log π_ref of mismatched responses over the global batch), Ethayarajh et al. 2024."""
         total = metrics.empty("cuda" if torch.cuda.is_available() else "cpu")
-        for batch, logp_PK in scoring.scored(self.trainer, iter(others)):
+        for batch, logp_PK in scoring.scored(self.trainer, others):
             ratio = logp_PK
             if reduction.reference is not None:
                 ratio = ratio - reduction.reference[batch.index_P]

@@ -10,42 +10,50 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
-from aligner import metrics
+from aligner import attention, cpu, metrics
+from aligner.batch import Batch, Split
 from aligner.logprobs import response_logprobs
 from aligner.objective import Objective, Scored
-from aligner.packing import Batch, Split
 
 
-def data_step(dataloader_iter: Iterator[Any], *_: Any) -> Batch:
+def data_step(batches: Iterator[Batch], *_: Any) -> Batch:
     """The next micro-batch, on this rank's device."""
-    item = next(dataloader_iter)
-    batch = item[0] if isinstance(item, tuple) else item
-    return batch.cuda()
+    return next(batches).cuda()
 
 
 def forward_step(model: Any, batch: Batch) -> Tensor:
-    """Negative log-probability of every label, `[S, T]` float32 nats, on the last pipeline stage.
+    """Negative log-probability of every label, `[R, T]` float32 nats, on the last pipeline stage.
 
     With labels, Megatron ends in its vocabulary-parallel cross-entropy, which casts to float32 first. Without a
     mask the attention is causal; padding stands on the right, so nothing else is needed.
     """
-    return model(batch.tokens_ST, batch.positions_ST, None, labels=batch.labels_ST)
+    packed = None
+    if batch.bounds is not None:
+        packed = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=batch.bounds,
+            cu_seqlens_kv=batch.bounds,
+            max_seqlen_q=batch.longest,
+            max_seqlen_kv=batch.longest,
+        )
+    return model(batch.tokens_RT, batch.positions_RT, None, labels=batch.labels_RT, packed_seq_params=packed)
 
 
-def logps(batch: Batch, token_nll_ST: Tensor) -> Tensor:
+def logps(batch: Batch, token_nll_RT: Tensor) -> Tensor:
     """Log-probability of each response, `[P, K]` nats.
 
     The one way in which responses are scored: in training, validation, for every reference and for KTO's KL.
     """
-    return batch.columns(response_logprobs(token_nll_ST, batch.response_mask_ST))
+    return batch.columns(response_logprobs(token_nll_RT, batch.start_S, batch.length_S))
 
 
 def lengths(batch: Batch) -> Tensor:
     """Scored tokens of each response, `[P, K]`."""
-    return batch.columns(batch.response_mask_ST.sum(dim=-1))
+    return batch.columns(batch.length_S.float())
 
 
 class LossReduction(MegatronLossReduction):
@@ -67,7 +75,6 @@ class LossReduction(MegatronLossReduction):
 
     def forward(self, batch: Batch, forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # type: ignore[override]
         logp, length = logps(batch, forward_out), lengths(batch)
-        prompt_S = batch.response_mask_ST.argmax(dim=-1) + 1
         scored = Scored(
             logp_PK=logp,
             reference_PK=torch.zeros_like(logp) if self.reference is None else self.reference[batch.index_P],
@@ -75,7 +82,7 @@ class LossReduction(MegatronLossReduction):
             reward_P2=batch.reward_P2,
             desirable_P=batch.desirable_P,
             valid_P=batch.valid_P,
-            tokens_P=(batch.columns(prompt_S) + length).sum(dim=1),
+            tokens_P=batch.columns(batch.total_S.float()).sum(dim=1),
             kl=self.kl,
         )
         total, preference, sft = self.objective(scored)
@@ -102,8 +109,10 @@ def attach(model: Any, objective: Objective) -> dict[Split, LossReduction]:
     model.config.data_step_fn = data_step
     model.config.forward_step_fn = forward_step
     model.config.calculate_per_token_loss = True
-    # Micro-batches are padded to their own longest sequence; pipeline stages tell each other the shape.
+    # Micro-batches have shapes of their own; pipeline stages tell each other the shape.
     model.config.variable_seq_lengths = True
+    if cpu.no_transformer_engine():
+        attention.use_in(model.config)
     # Megatron refuses its default dispatcher with variable lengths, even in models without experts.
     model.config.moe_token_dispatcher_type = "alltoall"
     reductions: dict[Split, LossReduction] = {s: LossReduction(objective) for s in ("train", "validation")}

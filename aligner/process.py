@@ -7,7 +7,6 @@ import errno
 import gc
 import itertools
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,22 +37,6 @@ def fresh_store(strategy: MegatronStrategy) -> torch.distributed.Store | None:
     return torch.distributed.TCPStore(
         cluster.main_address, port, cluster.world_size(), is_master=cluster.global_rank() == 0
     )
-
-
-@contextlib.contextmanager
-def thin_main() -> Iterator[None]:
-    """Within it, this process's main script cannot be found.
-
-    Megatron's checkpoint writer starts a process that imports the main script again. For `nemo llm align` that
-    imports all of NeMo, some ten seconds at the first save, for nothing.
-    """
-    main = sys.modules["__main__"]
-    hidden = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        vars(main).update(hidden)
 
 
 LAUNCHER = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK")

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from aligner import copies, gates
+from aligner.batch import Split
 from aligner.console import say
 from aligner.data import AlignDataModule
 from aligner.errors import CheckpointError, ConfigError
 from aligner.files import written_whole
 from aligner.fingerprint import fingerprint
-from aligner.packing import Split
 from aligner.scoring import score_split
 
 VERSION = 2

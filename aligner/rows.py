@@ -1,4 +1,4 @@
-"""What lies on disk: rows in JSON lines, and refusals that name file and line.
+"""What a line holds: rows in JSON, and refusals that name file and line.
 
 A line is an object of one of three forms, the same in the whole file; other keys (a category, an id) are left alone:
 
@@ -8,16 +8,16 @@ A line is an object of one of three forms, the same in the whole file; other key
 
 A prompt or response is a string, or OpenAI-style messages (`[{"role": "user", "content": "..."}]`; a response may be
 the one message itself). A conversation makes one single response of each of its assistant messages, with all that
-stands before as the prompt. Blank lines and a byte-order mark are skipped.
+stands before as the prompt. Which files hold lines is the matter of `aligner.sources`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from aligner.errors import RowError
 
@@ -55,66 +55,81 @@ Row = PreferenceRow | ResponseRow
 FORMS = "the keys prompt, chosen_response and rejected_response; or prompt and response; or messages"
 
 
-def read_rows(path: str | Path) -> list[Row]:
-    """Every row of a JSON-lines file, checked.
+@dataclass
+class Census:
+    """Which kinds of rows a file holds; chunks of it can be counted apart and added up."""
 
-    Raises:
-        RowError: the file is missing, is empty, holds a line that is not a row, or rows that do not go together.
-    """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        raise RowError(f"{path}: is a folder; expected a JSON-lines file")
-    if not path.is_file():
-        raise RowError(f"{path}: no such file; expected JSON lines with {FORMS} (looked in {Path.cwd()})")
-    rows: list[Row] = []
-    for number, line in enumerate(_lines(path), start=1):
-        if line.strip():
-            rows += parse_line(line, f"{path}:{number}")
-    if not rows:
-        raise RowError(f"{path}: holds no rows; expected one a line, with {FORMS}")
-    _check_alike(rows, path)
-    return rows
+    pairs: int = 0
+    singles: int = 0
+    first_pair: str = ""
+    first_single: str = ""
+    lacking: dict[str, list[str]] = field(default_factory=dict)
+    """What some rows do without -> where, up to `SHOWN` lines."""
+    without: dict[str, int] = field(default_factory=dict)
+    """The same -> how many rows."""
 
+    SHOWN: ClassVar[int] = 10
 
-def _check_alike(rows: list[Row], path: Path) -> None:
-    """What some rows have, all must have: a default for the others would be a silent one."""
-    pairs = [row for row in rows if isinstance(row, PreferenceRow)]
-    singles = [row for row in rows if isinstance(row, ResponseRow)]
-    if pairs and singles:
-        raise RowError(
-            f"{pairs[0].source} holds a pair and {singles[0].source} a single response; put them into two files"
-        )
-    without: dict[str, list[Row]] = {
-        "chosen_reward and rejected_reward": [row for row in pairs if row.chosen_reward is None],
-        "preference": [row for row in singles if row.preferred is None],
-    }
-    for name, lacking in without.items():
-        if lacking and len(lacking) < len(rows):
-            lines = list(dict.fromkeys(row.source.rpartition(":")[2] for row in lacking))
-            shown = ", ".join(lines[:10]) + (", ..." if len(lines) > 10 else "")
+    def add(self, row: Row) -> None:
+        if isinstance(row, PreferenceRow):
+            self.pairs += 1
+            self.first_pair = self.first_pair or row.source
+            lacks = "chosen_reward and rejected_reward" if row.chosen_reward is None else ""
+        else:
+            self.singles += 1
+            self.first_single = self.first_single or row.source
+            lacks = "preference" if row.preferred is None else ""
+        if lacks:
+            self.without[lacks] = self.without.get(lacks, 0) + 1
+            lines, line = self.lacking.setdefault(lacks, []), row.source.rpartition(":")[2]
+            if len(lines) < self.SHOWN and line not in lines:
+                lines.append(line)
+
+    def merge(self, other: Census) -> None:
+        """Add what comes later in the file."""
+        self.pairs, self.singles = self.pairs + other.pairs, self.singles + other.singles
+        self.first_pair = self.first_pair or other.first_pair
+        self.first_single = self.first_single or other.first_single
+        for name, count in other.without.items():
+            self.without[name] = self.without.get(name, 0) + count
+            self.lacking[name] = [*self.lacking.get(name, []), *other.lacking[name]][: self.SHOWN]
+
+    def check(self, path: str | Path) -> None:
+        """What some rows have, all must have: a default for the others would be a silent one.
+
+        Raises:
+            RowError: there are no rows, or they do not go together.
+        """
+        rows = self.pairs + self.singles
+        if not rows:
+            raise RowError(f"{path}: holds no rows; expected one a line, with {FORMS}")
+        if self.pairs and self.singles:
             raise RowError(
-                f"{path}: {len(lacking)} of {len(rows)} rows have no {name} (lines {shown}), the others have; "
-                "give it in every row or in none"
+                f"{self.first_pair} holds a pair and {self.first_single} a single response; put them into two files"
             )
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        # Split at line feeds only: str.splitlines also splits at U+2028, which JSON allows inside a string.
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise RowError(
-            f"{path}:{line}: is not UTF-8 ({error.reason}, byte {error.start} of the file); save the file as UTF-8"
-        ) from None
+        for name, count in self.without.items():
+            if count < rows:
+                shown = ", ".join(self.lacking[name]) + (", ..." if count > len(self.lacking[name]) else "")
+                raise RowError(
+                    f"{path}: {count} of {rows} rows have no {name} (lines {shown}), the others have; "
+                    "give it in every row or in none"
+                )
 
 
 def parse_line(line: str, source: str) -> list[Row]:
     """One line of a file as its rows; `source` is what error messages begin with."""
     try:
         found = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise RowError(f"{source}: is not JSON ({error}); expected one object a line, found {_cut(line)}") from None
+    except json.JSONDecodeError as error:
+        torn = error.msg.startswith("Unterminated") or error.pos >= len(line.rstrip())
+        why = "; the line breaks off, as in a file that was cut while it was written or copied" if torn else ""
+        raise RowError(
+            f"{source}: is not JSON ({error}){why}; expected one object a line, found {_cut(line)}"
+        ) from None
+    except RecursionError:
+        raise RowError(
+            f"{source}: is nested too deeply to be read; expected one object a line, found {_cut(line)}"
+        ) from None
     if not isinstance(found, dict):
         raise RowError(f"{source}: expected a JSON object, found {_cut(found)}")
     if "chosen_response" in found or "rejected_response" in found:

@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aligner import policy
+from aligner.batch import Batch, Split
 from aligner.data import AlignDataModule
-from aligner.packing import Batch, Split
 
 SCORING = -1
 """Number of a step that scores, so that what watches Megatron's steps can tell it from one of the run."""
@@ -34,7 +34,12 @@ class _Collected(MegatronLossReduction):
         return torch.zeros(())
 
 
-def scored(trainer: Any, batches: Iterator[Any]) -> list[tuple[Batch, Tensor]]:
+def shape(batches: list[Batch]) -> dict[str, int]:
+    """What Megatron is told of a step; the shapes are those of the micro-batches, and only their number is fixed."""
+    return {"num_microbatches": len(batches), "micro_batch_size": 1, "seq_length": batches[0].tokens_RT.shape[1]}
+
+
+def scored(trainer: Any, batches: list[Batch]) -> list[tuple[Batch, Tensor]]:
     """The micro-batches of one global batch with their log-probabilities, `[P, K]` nats.
 
     Every rank must call; ranks other than those of the last pipeline stage get none. The forward pass is the one
@@ -42,7 +47,7 @@ def scored(trainer: Any, batches: Iterator[Any]) -> list[tuple[Batch, Tensor]]:
     """
     model, collected = trainer.strategy.megatron_parallel, _Collected()
     with _evaluating(model), torch.no_grad(), trainer.precision_plugin.val_step_context():
-        model.validation_step(batches, loss_reduction=collected, step_i=SCORING)
+        model.validation_step(iter(batches), loss_reduction=collected, step_i=SCORING, **shape(batches))
     return collected.scores
 
 
@@ -58,11 +63,10 @@ def score_split(trainer: Any, data: AlignDataModule, split: Split) -> Tensor:
 def _score_split(trainer: Any, data: AlignDataModule, split: Split) -> Tensor:
     # A DataLoader draws its workers' seed from torch's generator.
     loader = trainer.strategy.process_dataloader(data.scoring_dataloader(split))
-    batches, steps = iter(loader), len(loader.dataset) // data.global_batch_size
     rows = data.examples[split]
     # The last column counts how many ranks scored a row: tensor-parallel ones all do.
     total = torch.zeros(len(rows), len(rows[0].responses) + 1, dtype=torch.float64)
-    for _ in tqdm(range(steps), f"Reference of {split}", unit="batch", disable=not trainer.is_global_zero):
+    for batches in tqdm(loader, f"Reference of {split}", unit="batch", disable=not trainer.is_global_zero):
         for batch, logp_PK in scored(trainer, batches):
             valid = batch.valid_P.bool()
             found = torch.cat([logp_PK, torch.ones_like(logp_PK[:, :1])], dim=1)

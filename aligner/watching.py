@@ -13,11 +13,11 @@ import torch
 from nemo.lightning.pytorch.callbacks import PEFT
 
 from aligner import adapters, gates, metrics
+from aligner.batch import Split
 from aligner.data import AlignDataModule
 from aligner.errors import ConfigError
 from aligner.files import written_whole
 from aligner.objective import Objective
-from aligner.packing import Split
 from aligner.policy import LossReduction
 from aligner.reference import Reference
 from aligner.schedule import due, validate_now
@@ -116,7 +116,7 @@ class Watch(pl.Callback):
         found |= {
             "lr": self._lr,
             "consumed_samples": self.data.consumed_samples + (trainer.global_step - self.data.first_step) * size,
-            "tokens_per_second": found["tokens"] * size / seconds,
+            "tokens_per_second": found["tokens"] * self.data.examples_in(step) / seconds,
             "step_time": seconds,
         }
         if grad_norm is not None:
@@ -141,7 +141,7 @@ class Watch(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         found = self.reductions["validation"].take()
         seconds = time.perf_counter() - self._began
-        examples = self.data.trained["validation"]
+        examples = self.data.examples["validation"].trained
         found |= {"tokens_per_second": found["tokens"] * examples / seconds, "step_time": seconds}
         # For ModelCheckpoint(monitor="val/loss").
         pl_module.log("val/loss", found["loss"], batch_size=1)

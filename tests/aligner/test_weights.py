@@ -18,7 +18,7 @@ from launching import torchrun
 from torch import Tensor
 
 from aligner import data, losses, unpaired
-from aligner.packing import Item, collate
+from aligner.batch import Item, collate
 
 Tiny = Callable[..., Any]
 

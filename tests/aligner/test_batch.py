@@ -1,7 +1,7 @@
 import torch
 
+from aligner.batch import Batch, Item, collate
 from aligner.examples import Example
-from aligner.packing import Batch, Item, collate
 
 PAIRS = [Example("f:1", [1, 2], ([3, 9], [4, 5, 9])), Example("f:2", [6], ([9], [7, 9]), (2.0, -1.0))]
 
