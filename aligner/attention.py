@@ -29,9 +29,9 @@ class ScaledDotProductAttention(DotProductAttention):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,
-        attn_mask_type: AttnMaskType | None = None,
-        attention_bias: Tensor | None = None,
+        attention_mask: Any,
+        attn_mask_type: Any = None,
+        attention_bias: Any = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
         """Padded: `[T, B, heads, d]` -> `[T, B, heads · d]`; packed: `[T, heads, d]` -> the same shape."""
@@ -42,7 +42,7 @@ class ScaledDotProductAttention(DotProductAttention):
             found = [self._causal(*(x.transpose(0, 1)[None] for x in part)) for part in parts]
             return torch.cat([x[0].transpose(0, 1) for x in found])
         if attention_mask is not None or query.shape[0] != key.shape[0] or not self._plain:
-            return super().forward(query, key, value, attention_mask, attn_mask_type, attention_bias)
+            return super().forward(query, key, value, attention_mask, attn_mask_type, attention_bias)  # type: ignore[arg-type]
         context = self._causal(*(x.permute(1, 2, 0, 3) for x in (query, key, value)))
         return context.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1)
 
@@ -58,7 +58,8 @@ class ScaledDotProductAttention(DotProductAttention):
     def _causal(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         assert self._plain, "a packed model must attend causally, without window or softmax offset"
         dropout = self.attention_dropout.p if self.training else 0.0
-        drawing = tensor_parallel.get_cuda_rng_tracker().fork() if dropout else contextlib.nullcontext()
+        tracker: Any = tensor_parallel.get_cuda_rng_tracker()
+        drawing = tracker.fork() if dropout else contextlib.nullcontext()
         with drawing:
             return torch.nn.functional.scaled_dot_product_attention(
                 query, key, value, dropout_p=dropout, is_causal=True, scale=self.softmax_scale, enable_gqa=True

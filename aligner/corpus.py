@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from aligner.batch import sequence_tokens
 from aligner.cache import TokenFile
 from aligner.errors import RowError
 from aligner.examples import Example, Report
@@ -63,6 +64,10 @@ class Corpus(Sequence[Example]):
             return replace(example, responses=(other.responses[0][: int(self.lengths[row, 1])],))
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
         return self.files[number][row - self.starts[number]]
+
+    def positions(self, multiple: int = 1) -> np.ndarray:
+        """Positions that each sequence of each row takes in a batch, `[rows, K]`."""
+        return sequence_tokens(self.lengths[:, :1], self.lengths[:, 1:], multiple)
 
     def mismatched(self, row: int) -> int | None:
         """The row of an example's mismatched one, if there are any."""

@@ -57,11 +57,11 @@ class Cutting:
         return self._dealt([[(int(unit), True)] for unit in units], ranks)
 
     def _dealt(self, units: list[Micro], ranks: int) -> list[list[Micro]]:
-        """`micro_batch_size` units to each micro-batch, filled up with copies at the end; dealt to the ranks in turn."""
+        """`micro_batch_size` units to a micro-batch, filled up with copies at the end; dealt to the ranks in turn."""
         size = self.micro_batch_size
         missing = -len(units) % (ranks * size)
         units = units + [[(row, False) for row, _ in units[0]]] * missing
-        micros = [sum(units[i : i + size], []) for i in range(0, len(units), size)]
+        micros = [[row for unit in units[i : i + size] for row in unit] for i in range(0, len(units), size)]
         return [micros[rank::ranks] for rank in range(ranks)]
 
     def _packed(self, units: np.ndarray, ranks: int) -> list[list[Micro]]:

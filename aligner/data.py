@@ -29,7 +29,7 @@ from nemo.lightning.pytorch.plugins import MegatronDataSampler  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
 
 from aligner import order, prepacked, sources  # noqa: E402
-from aligner.batch import Batch, Item, Split, collate, sequence_tokens  # noqa: E402
+from aligner.batch import Batch, Item, Split, collate  # noqa: E402
 from aligner.cache import Settings, check_rows, token_file  # noqa: E402
 from aligner.corpus import Corpus  # noqa: E402
 from aligner.cutting import Batching, Cutting  # noqa: E402
@@ -283,15 +283,14 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         return order.permutation(self.seed, epoch, self.units("train"))
 
     def _cutting(self, split: Split) -> Cutting:
-        lengths, responses = self.examples[split].lengths, range(1, self.examples[split].lengths.shape[1])
-        places = np.stack([sequence_tokens(lengths[:, 0], lengths[:, k], self._multiple) for k in responses])
+        places = self.examples[split].positions(self._multiple)
         return Cutting(
             self.batching,
             self.micro_batch_size,
             # What rounds a row up belongs to its last sequence, and must find room as well.
-            (self.pack_size or len(places) * self.seq_length) // self._row_multiple * self._row_multiple,
-            tokens=places.sum(axis=0),
-            longest=places.max(axis=0),
+            (self.pack_size or places.shape[1] * self.seq_length) // self._row_multiple * self._row_multiple,
+            tokens=places.sum(axis=1),
+            longest=places.max(axis=1),
             packs=self.packs.get(split),
         )
 

@@ -223,11 +223,11 @@ class Run:
                     "A gap that is the same everywhere says nothing of pairs; under rpo_bwd_kl it is label smoothing "
                     f"with the target {torch.sigmoid(torch.tensor(gap)).item():.3f}"
                 )
-        left = self.data.units("train") % self.data.global_batch_size
+        left, noun = self.data.units("train") % self.data.global_batch_size, "examples"
+        if "train" in self.data.packs:
+            noun = "packs"
         if left:
-            say(
-                f"train: {left} {'packs' if 'train' in self.data.packs else 'examples'} do not fill a last global batch and sit out each epoch, by turns"
-            )
+            say(f"train: {left} {noun} do not fill a last global batch and sit out each epoch, by turns")
         if self.preference_weight and self.reference is not None and not self.objective.needs_reference:
             say("reference: not prepared, the loss reads none")
 

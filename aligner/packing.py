@@ -46,8 +46,8 @@ def pack(
         raise ConfigError(f"lengths: item {int(sizes.argmin())} has length {sizes.min()}; expected 1 or more")
     if sizes.max() > capacity:
         raise ConfigError(
-            f"capacity: item {int(sizes.argmax())} alone has {sizes.max()} tokens, a pack has room for {capacity}; raise "
-            "it or leave the item out"
+            f"capacity: item {int(sizes.argmax())} alone has {sizes.max()} tokens, a pack has room for {capacity}; "
+            "raise it or leave the item out"
         )
     if algorithm == "first_fit_shuffle":
         order = np.random.default_rng(seed).permutation(len(sizes))

@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 
 from aligner import sources
-from aligner.batch import sequence_tokens
 from aligner.cache import Settings, TokenFile, token_file, tokenizer_hash
 from aligner.corpus import Corpus
 from aligner.errors import ConfigError
@@ -116,8 +115,8 @@ def pack_preferences(
     parts, hf = sources.parts(train, "train"), named_tokenizer(tokenizer)
     if any(part.weight is not None for part in parts):
         raise ConfigError(
-            "train: has weights, which choose other rows in every epoch; packs are made once: leave the weights out, or "
-            "set data.batching=packed in the run"
+            "train: has weights, which choose other rows in every epoch; packs are made once: leave the weights out, "
+            "or set data.batching=packed in the run"
         )
     with written_whole(folder) as partial:
         partial.mkdir()
@@ -125,28 +124,14 @@ def pack_preferences(
         for number, file in enumerate(made):
             file.folder.rename(partial / f"part-{number:03}")
         shutil.rmtree(partial / "made")
-        corpus, capacity = Corpus(made), pack_size or len(settings.responses) * seq_length
-        lengths = sum(sequence_tokens(corpus.lengths[:, 0], column) for column in corpus.lengths.T[1:])
-        if len(lengths) and lengths.max() > capacity:
-            longest = corpus[int(lengths.argmax())].source
-            raise ConfigError(f"pack_size: {capacity} tokens, but {longest} alone takes {lengths.max()}; raise it")
-        packs = pack(lengths, capacity, algorithm=algorithm, seed=seed)
-        rows = pa.array(packs, pa.list_(pa.int64()))
-        with pa.ipc.new_stream(str(partial / PACKS), pa.schema([("rows", rows.type)])) as writer:
-            writer.write_batch(pa.record_batch([rows], names=["rows"]))
-        mean = len(corpus) / len(packs)
-        meta = {
-            "paths": [str(part.path) for part in parts],
-            "pack_size": capacity,
-            "algorithm": algorithm,
-            "seed": seed,
-        }
-        meta["fingerprint"] = hashlib.sha256((partial / PACKS).read_bytes()).hexdigest()
-        meta |= {"packs": len(packs), "efficiency": fill(lengths, packs, capacity), "examples_per_pack": mean}
+        meta = _write_packs(
+            partial, Corpus(made), pack_size or len(settings.responses) * seq_length, algorithm=algorithm, seed=seed
+        )
+        meta["paths"] = [str(part.path) for part in parts]
         (partial / META).write_text(json.dumps(meta, indent=1))
-    noun = "pairs" if kind == "pairs" else "responses"
-    print(f"{corpus.report}")
-    print(f"Packing is {meta['efficiency']:.2%} efficient: {len(packs)} packs of {capacity} tokens")
+    noun, mean = "pairs" if kind == "pairs" else "responses", meta["examples_per_pack"]
+    print(f"{Corpus(made).report}")
+    print(f"Packing is {meta['efficiency']:.2%} efficient: {meta['packs']} packs of {meta['pack_size']} tokens")
     print(f">>> average number of {noun} per pack is n = {mean:.2f}")
     print(
         f">>> a global batch counts packs: instead of data.global_batch_size={global_batch_size} ({noun}) "
@@ -154,3 +139,26 @@ def pack_preferences(
     )
     print(f">>> train with data.train={output} data.seq_length={seq_length}")
     return folder
+
+
+def _write_packs(folder: Path, corpus: Corpus, capacity: int, *, algorithm: Algorithm, seed: int) -> dict[str, Any]:
+    """Pack, write the packs, and return what is to be said of them."""
+    lengths = corpus.positions().sum(axis=1)
+    if not len(lengths):
+        raise ConfigError(f"train: holds no example that can be used ({corpus.report})")
+    if lengths.max() > capacity:
+        longest = corpus[int(lengths.argmax())].source
+        raise ConfigError(f"pack_size: {capacity} tokens, but {longest} alone takes {lengths.max()}; raise it")
+    packs = pack(lengths, capacity, algorithm=algorithm, seed=seed)
+    rows = pa.array(packs, pa.list_(pa.int64()))
+    with pa.ipc.new_stream(str(folder / PACKS), pa.schema([("rows", rows.type)])) as writer:
+        writer.write_batch(pa.record_batch([rows], names=["rows"]))
+    return {
+        "pack_size": capacity,
+        "algorithm": algorithm,
+        "seed": seed,
+        "packs": len(packs),
+        "efficiency": fill(lengths, packs, capacity),
+        "examples_per_pack": len(corpus) / len(packs),
+        "fingerprint": hashlib.sha256((folder / PACKS).read_bytes()).hexdigest(),
+    }

@@ -84,6 +84,14 @@ class SaveGradients(pl.Callback):
             torch.save({name: p.main_grad.detach().clone() for name, p in _parameters(pl_module)}, self.path)
 
 
+def differ(a: Path, b: Path) -> float:
+    """Largest distance of a parameter's gradients, relative to their size, in two files of `SaveGradients`."""
+    one: dict[str, Tensor] = torch.load(a)
+    two: dict[str, Tensor] = torch.load(b)
+    assert one.keys() == two.keys() and len(one) > 10
+    return max(float((one[name] - two[name]).norm() / one[name].norm()) for name in one)
+
+
 def save_llama(path: Path, **options: Any) -> None:
     """A small random Hugging Face Llama with grouped queries and the demo's tokenizer, in a folder."""
     AutoTokenizer.from_pretrained(toy.ASSETS / "tiny_tokenizer").save_pretrained(path)

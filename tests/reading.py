@@ -19,3 +19,15 @@ def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     }
     dcp.load(state, storage_reader=reader, no_dist=True)
     return state
+
+
+def read_rows(path: Any) -> list[Any]:
+    """The rows of a file, checked as a run checks them."""
+    from aligner import sources
+    from aligner.cache import check_rows
+    from aligner.rows import parse_line
+
+    (part,) = sources.parts(str(path), "data.train")
+    check_rows(part.path)
+    chunks = sources.chunks(part.path)
+    return [row for chunk in chunks for text, source in chunk.texts() for row in parse_line(text, source)]

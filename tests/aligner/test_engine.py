@@ -274,15 +274,14 @@ def test_a_policy_that_is_not_its_reference_stops_the_run(
 # ---- order ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_row_is_seen_once_an_epoch_and_all_take_turns_in_sitting_out(tiny: Tiny) -> None:
+def test_every_row_is_seen_once_an_epoch_and_all_take_turns_in_sitting_out(tiny: Tiny, tmp_path: Path) -> None:
     import fiddle as fdl
 
-    data: AlignDataModule = fdl.build(tiny(rows=18).data)
-    data.read()
     from aligner import toy
 
-    data.tokenize(toy.tokenizer(), kind="pairs")
-    places = [int(data._row_of(place)) for place in range(16 * 50)]
+    data: AlignDataModule = fdl.build(tiny(rows=18).data)
+    data.prepare(toy.tokenizer(), kind="pairs", runs=tmp_path)
+    places = [int(row) for step in range(4 * 50) for row in data.global_batch(step)]
     for epoch in range(50):
         assert len(set(places[epoch * 16 : epoch * 16 + 16])) == 16
     assert set(places) == set(range(18))

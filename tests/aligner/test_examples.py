@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from aligner.errors import ConfigError, RowError
-from aligner.examples import Example, Kind, examples, mismatched
+from aligner.examples import Kind, check_share, examples
 from aligner.rows import PreferenceRow, parse_line
 from aligner.tokens import ResponseTokenizer
 
@@ -60,7 +60,7 @@ def pair_of(hf: Any, row: PreferenceRow, **options: Any) -> Pair:
 
 
 def as_pairs(rows: list[PreferenceRow], hf: Any, **options: Any) -> Any:
-    return examples(rows, hf, kind="pairs", **options)
+    return examples(rows, ResponseTokenizer(hf), kind="pairs", **options)
 
 
 def test_strings_get_an_end_and_no_beginning_where_the_tokenizer_sets_none() -> None:
@@ -162,7 +162,8 @@ def test_over_long_pairs_are_dropped_counted_and_limited() -> None:
     assert len(pairs) == report.kept == 19
     assert report.dropped == {"longer than seq_length=16": 1}
     with pytest.raises(ConfigError, match=r"data.max_dropped_share: 1 of 2 examples would be dropped"):
-        as_pairs([row(), LONG], byte_level(), seq_length=16)
+        check_share(as_pairs([row(), LONG], byte_level(), seq_length=16)[1], seq_length=16, limit=0.1)
+    check_share(report, seq_length=16, limit=0.1)
 
 
 def test_over_long_pairs_are_refused_if_asked() -> None:
@@ -208,7 +209,8 @@ def lines(*objects: dict[str, Any]) -> list[Any]:
 
 def responses(rows: list[Any], kind: Kind) -> list[tuple[list[str], bool]]:
     hf = byte_level(chat_template=CHATML)
-    found, _ = examples(rows, hf, kind=kind, seq_length=99)
+    found, report = examples(rows, ResponseTokenizer(hf), kind=kind, seq_length=99)
+    check_share(report, seq_length=99, limit=0.1)
     return [([hf.decode(r) for r in e.responses], e.desirable) for e in found]
 
 
@@ -225,7 +227,7 @@ def test_single_responses() -> None:
     )
     assert responses(rows, "unpaired") == [(["4</s>"], True), (["5</s>"], False)]
     assert responses(rows, "demonstrations") == [(["4</s>"], True)]
-    _, report = examples(rows, byte_level(), kind="demonstrations", seq_length=99)
+    _, report = examples(rows, ResponseTokenizer(byte_level()), kind="demonstrations", seq_length=99)
     assert str(report) == "1 of 1 responses, 6 tokens; 1 rejected responses left out"
     with pytest.raises(RowError, match=r"f.jsonl:1: holds one response, but the loss compares two"):
         responses(rows, "pairs")
@@ -240,11 +242,5 @@ def test_every_answer_of_a_conversation_is_learned_after_what_stood_before_it() 
     rows = lines({"messages": [{"role": role, "content": text} for role, text in talk]})
     assert responses(rows, "demonstrations") == [(["4<|im_end|>"], True), (["yes<|im_end|>"], True)]
     hf = byte_level(chat_template=CHATML)
-    found, _ = examples(rows, hf, kind="demonstrations", seq_length=99)
+    found, _ = examples(rows, ResponseTokenizer(hf), kind="demonstrations", seq_length=99)
     assert hf.decode(found[1].prompt).startswith("<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>")
-
-
-def test_mismatched_responses_are_of_other_prompts() -> None:
-    made = [Example("f", [1], ([5, 9],)), Example("f", [1], ([6, 9],)), Example("f", [2, 2], ([7, 7, 9],))]
-    assert [e.responses[0] for e in mismatched(made, seq_length=3)] == [[7, 7], [7, 7], [5]]
-    assert [e.prompt for e in mismatched(made, seq_length=3)] == [[1], [1], [2, 2]]

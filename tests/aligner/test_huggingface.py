@@ -43,11 +43,13 @@ def test_a_hugging_face_model_is_aligned_and_comes_back(
 
     # The recipe's model has other norms, rotary base and embeddings; it takes over the checkpoint's.
     # The policy that NeMo starts from says what transformers says.
+    from reading import read_rows
+
     from aligner.examples import examples
-    from aligner.rows import read_rows
+    from aligner.tokens import ResponseTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    pairs, _ = examples(read_rows(recipe.data.validation), tokenizer, kind="pairs", seq_length=64)
+    pairs, _ = examples(read_rows(recipe.data.validation), ResponseTokenizer(tokenizer), kind="pairs", seq_length=64)
 
     def mean_logp(model: Any) -> float:
         total = 0.0

@@ -3,9 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reading import read_rows
 
 from aligner.errors import RowError
-from aligner.rows import PreferenceRow, read_rows
+from aligner.rows import PreferenceRow
 
 GOOD = {"prompt": "1+1=", "chosen_response": "2", "rejected_response": "3"}
 
@@ -73,7 +74,9 @@ def test_a_byte_order_mark_carriage_returns_and_line_separators_are_no_trouble(t
         ({"prompt": "x", "response": "y", "chosen_reward": 1}, r"has 'chosen_reward', but no 'chosen_response'"),
         ({"messages": []}, r"rows.jsonl:2: 'messages' must be a list"),
         ({"messages": [{"role": "user", "content": "x"}]}, r"rows.jsonl:2: 'messages' has no assistant message"),
-        ("[" * 100_000, r"rows.jsonl:2: is not JSON"),
+        ("[" * 100_000, r"rows.jsonl:2: is nested too deeply"),
+        (json.dumps(GOOD)[:-20], r"rows.jsonl:2: is not JSON .*the line breaks off, as in a file that was cut"),
+        (json.dumps(GOOD)[:-1], r"rows.jsonl:2: is not JSON .*the line breaks off"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_place(tmp_path: Path, line: str | dict, message: str) -> None:
@@ -86,8 +89,6 @@ def test_a_missing_an_empty_and_a_foreign_file_are_refused(tmp_path: Path) -> No
         read_rows(tmp_path / "none.jsonl")
     with pytest.raises(RowError, match="holds no rows"):
         read_rows(write(tmp_path, "", "  "))
-    with pytest.raises(RowError, match="is a folder"):
-        read_rows(tmp_path)
     with pytest.raises(RowError, match=r"rows.jsonl:2: is not UTF-8"):
         read_rows(write(tmp_path, GOOD, GOOD | {"prompt": "Grüße"} and '{"prompt": "Grüße"}', encoding="latin-1"))
 

@@ -15,7 +15,7 @@ from hand import Capture, llama, logp, to_hugging_face
 from torch import Tensor
 
 from aligner import losses, unpaired
-from aligner.data import permutation
+from aligner.order import permutation
 from aligner.watching import read_metrics
 
 Tiny = Callable[..., Any]
@@ -94,7 +94,7 @@ def by_hand(data: Any, batch_loss: Callable[[Any, list[int]], Tensor]) -> list[f
     """The same steps with torch's own Adam on a transformers Llama."""
     model = llama(to_hugging_face(Capture.weights))
     adam = torch.optim.Adam(model.parameters(), lr=LR, betas=(0.9, 0.98))
-    order = permutation(data.seed, 0, data.trained["train"])
+    order = permutation(data.seed, 0, data.examples["train"].trained)
     found = []
     for step in range(STEPS):
         loss = batch_loss(model, [int(row) for row in order[step * BATCH : (step + 1) * BATCH]])
@@ -201,7 +201,7 @@ def test_kto_with_its_kl_over_the_global_batch(base: Callable[[str], Any], micro
     recipe.data.micro_batch_size = micro_batch_size
     recipe.sft_weight = 0.1
     rows, data = trained(recipe)
-    examples, count = data.examples["train"], data.trained["train"]
+    examples, count = data.examples["train"], data.examples["train"].trained
     assert (count, len(examples)) == (32, 64)
     held = [found[0] for found in reference(examples)]
     kls = []

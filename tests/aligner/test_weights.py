@@ -13,7 +13,7 @@ import fiddle as fdl
 import nemo_run as run
 import pytest
 import torch
-from hand import SaveGradients
+from hand import SaveGradients, differ
 from launching import torchrun
 from torch import Tensor
 
@@ -56,19 +56,11 @@ def gradient(tiny: Tiny, tmp_path: Path) -> Callable[..., Any]:
     return make
 
 
-def differ(a: Path, b: Path) -> float:
-    """Largest distance of a parameter's gradients, relative to their size."""
-    one: dict[str, Tensor] = torch.load(a)
-    two: dict[str, Tensor] = torch.load(b)
-    assert one.keys() == two.keys() and len(one) > 10
-    return max(float((one[name] - two[name]).norm() / one[name].norm()) for name in one)
-
-
 def cut_otherwise(monkeypatch: pytest.MonkeyPatch, *, copies: bool = False) -> None:
     """Hand out the four pairs of two micro-batches as one and three, with weightless copies beside them if asked."""
     waiting: list[Item] = []
 
-    def cut(items: Sequence[Item], **options: int) -> Any:
+    def cut(items: Sequence[Item], **options: Any) -> Any:
         if waiting:
             taken = [*waiting, *items]
             waiting.clear()
