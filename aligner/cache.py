@@ -195,7 +195,7 @@ def _make(path: Path, hf: Any, settings: Settings, folder: Path, parts: dict[str
         "bytes": (folder / TOKENS).stat().st_size,
         "examples": count,
         "fingerprint": digest.hexdigest(),
-        "report": asdict(report),
+        "report": {**vars(report), "dropped": dict(report.dropped)},
         **parts,
     }
     (folder / META).write_text(json.dumps(meta, indent=1))

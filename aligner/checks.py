@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from nemo.lightning import MegatronStrategy
 
 from aligner import cpu
+from aligner.cutting import Batching
+from aligner.data import AlignDataModule
 from aligner.errors import ConfigError
+from aligner.examples import OverLong
 from aligner.hardware import fused_adam
 from aligner.reference import AdaptersOff
 
@@ -100,7 +103,7 @@ def layout(run: Run) -> None:
     """How the ranks are divided, and the batches over them.
 
     Raises:
-        ConfigError: they cannot be, or not in this version.
+        ConfigError: they cannot be, or not in this version; or a size is not positive.
     """
     parallel = run.strategy.parallelism
     if parallel.context_parallel_size > 1:
@@ -128,4 +131,28 @@ def layout(run: Run) -> None:
             f"tensor_model_parallel_size={parallel.tensor_model_parallel_size} times "
             f"pipeline_model_parallel_size={parallel.pipeline_model_parallel_size}"
         )
-    run.data.check(data_parallel_size=world // cut)
+    _batches(run.data, data_parallel_size=world // cut)
+
+
+def _batches(data: AlignDataModule, *, data_parallel_size: int) -> None:
+    if not data.train:
+        raise ConfigError("data.train: is empty; give a file of preference rows")
+    for name, kinds in (("over_long", OverLong), ("batching", Batching)):
+        if getattr(data, name) not in get_args(kinds):
+            raise ConfigError(f"data.{name}: {getattr(data, name)!r} is not one of {', '.join(get_args(kinds))}")
+    for name in ("micro_batch_size", "global_batch_size", "seq_length"):
+        if getattr(data, name) < 1:
+            raise ConfigError(f"data.{name}: must be at least 1, found {getattr(data, name)}")
+    packed = data.batching == "packed"
+    if data.pack_size is not None and not packed:
+        raise ConfigError(
+            f"data.pack_size: {data.pack_size}, but data.batching is {data.batching!r}, which has no packs; set "
+            "data.batching=packed, or leave data.pack_size None"
+        )
+    per_pass = data_parallel_size * (1 if packed else data.micro_batch_size)
+    if data.global_batch_size % per_pass:
+        sizes = "" if packed else f"data.micro_batch_size={data.micro_batch_size} times "
+        raise ConfigError(
+            f"data.global_batch_size: {data.global_batch_size} cannot be cut into micro-batches: "
+            f"{sizes}{data_parallel_size} data-parallel ranks is {per_pass}; use a multiple of {per_pass}"
+        )

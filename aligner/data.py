@@ -8,11 +8,10 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Optional, Union, get_args
+from typing import Any, Optional, Union
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 
 from aligner import console, cpu
 
@@ -21,51 +20,22 @@ from aligner import console, cpu
 console.hush()
 cpu.install()
 
-from megatron.core import parallel_state  # noqa: E402
 from nemo.lightning.data import WrappedDataLoader  # noqa: E402
 from nemo.lightning.io.mixin import IOMixin  # noqa: E402
 from nemo.lightning.megatron_parallel import MegatronStep  # noqa: E402
 from nemo.lightning.pytorch.plugins import MegatronDataSampler  # noqa: E402
-from torch.utils.data import Dataset  # noqa: E402
 
-from aligner import order, prepacked, sources  # noqa: E402
-from aligner.batch import Batch, Item, Split, collate  # noqa: E402
+from aligner import prepacked, sources  # noqa: E402
+from aligner.batch import Split, collate  # noqa: E402
 from aligner.cache import Settings, check_rows, token_file  # noqa: E402
 from aligner.corpus import Corpus  # noqa: E402
 from aligner.cutting import Batching, Cutting  # noqa: E402
 from aligner.errors import ConfigError  # noqa: E402
 from aligner.examples import Kind, OverLong, check_share  # noqa: E402
+from aligner.loading import Onwards, loader  # noqa: E402
+from aligner.order import Order  # noqa: E402
 
 Files = Union[str, list[Any], Callable[[], str]]
-
-
-class Steps(Dataset[list[Batch]]):
-    """Global batches as one rank sees them: entry i is the micro-batches of step `first` + i."""
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        units: Callable[[int], np.ndarray],
-        steps: range,
-        *,
-        cutting: Cutting,
-        rank: int,
-        ranks: int,
-        collate: Callable[[list[Item]], Batch],
-    ) -> None:
-        self.corpus, self.units, self.steps, self.cutting = corpus, units, steps, cutting
-        self.rank, self.ranks, self.collate = rank, ranks, collate
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getitem__(self, place: int) -> list[Batch]:
-        micros = self.cutting(self.units(self.steps[place]), self.ranks)[self.rank]
-        return [self.collate([self._item(row, valid) for row, valid in micro]) for micro in micros]
-
-    def _item(self, row: int, valid: bool) -> Item:
-        other = self.corpus.mismatched(row)
-        return Item(row, self.corpus[row], valid, None if other is None else Item(other, self.corpus[other], valid))
 
 
 class Sampler(MegatronDataSampler):
@@ -165,33 +135,6 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
                 for part in sources.parts(source, f"data.{split}"):
                     check_rows(part.path)
 
-    def check(self, *, data_parallel_size: int) -> None:
-        """Check the batch sizes against the layout.
-
-        Raises:
-            ConfigError: a size is not positive, or the global batch cannot be cut into micro-batches.
-        """
-        if not self.train:
-            raise ConfigError("data.train: is empty; give a file of preference rows")
-        for name, kinds in (("over_long", OverLong), ("batching", Batching)):
-            if getattr(self, name) not in get_args(kinds):
-                raise ConfigError(f"data.{name}: {getattr(self, name)!r} is not one of {', '.join(get_args(kinds))}")
-        for name in ("micro_batch_size", "global_batch_size", "seq_length"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name}: must be at least 1, found {getattr(self, name)}")
-        if self.pack_size is not None and self.batching != "packed":
-            raise ConfigError(
-                f"data.pack_size: {self.pack_size}, but data.batching is {self.batching!r}, which has no packs; set "
-                "data.batching=packed, or leave data.pack_size None"
-            )
-        per_pass = data_parallel_size * (1 if self.batching == "packed" else self.micro_batch_size)
-        if self.global_batch_size % per_pass:
-            sizes = "" if self.batching == "packed" else f"data.micro_batch_size={self.micro_batch_size} times "
-            raise ConfigError(
-                f"data.global_batch_size: {self.global_batch_size} cannot be cut into micro-batches: "
-                f"{sizes}{data_parallel_size} data-parallel ranks is {per_pass}; use a multiple of {per_pass}"
-            )
-
     def prepare(self, tokenizer: Any, *, kind: Kind, runs: Path, multiple: int = 1, row_multiple: int = 1) -> None:
         """Have everything tokenised, in `cache_dir` or beside the `runs`.
 
@@ -224,6 +167,9 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         self._multiple, self._row_multiple = multiple, row_multiple
         for split, corpus in self.examples.items():
             self._check_room(split, corpus)
+        files = self.examples["train"].files
+        sizes = (len(self.packs["train"]),) if "train" in self.packs else tuple(map(len, files))
+        self.order = Order(self.seed, sizes, self._weights)
 
     def _take_weights(self, split: Split, parts: Sequence[sources.Part]) -> None:
         if parts[0].weight is None:
@@ -266,9 +212,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
 
     def global_batch(self, step: int) -> np.ndarray:
         """The units of an optimizer step, in order."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        place = within * self.global_batch_size
-        return self._epoch(epoch)[place : place + self.global_batch_size]
+        return self.order.global_batch(step, self.global_batch_size)
 
     def examples_in(self, step: int) -> int:
         """How many examples an optimizer step learns from."""
@@ -276,27 +220,21 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             return self.global_batch_size
         return sum(len(self.packs["train"][unit]) for unit in self.global_batch(step))
 
-    def _epoch(self, epoch: int) -> np.ndarray:
-        if self._weights:
-            sizes = tuple(map(len, self.examples["train"].files))
-            return order.blended(self.seed, epoch, sizes, self._weights)
-        return order.permutation(self.seed, epoch, self.units("train"))
-
     def _cutting(self, split: Split) -> Cutting:
-        places = self.examples[split].positions(self._multiple)
+        places, step = self.examples[split].positions(self._multiple), self._multiple * self._row_multiple
+        longest = -(-self.seq_length // step) * step
         return Cutting(
             self.batching,
             self.micro_batch_size,
             # What rounds a row up belongs to its last sequence, and must find room as well.
-            (self.pack_size or places.shape[1] * self.seq_length) // self._row_multiple * self._row_multiple,
+            self.pack_size // self._row_multiple * self._row_multiple if self.pack_size else places.shape[1] * longest,
             tokens=places.sum(axis=1),
             longest=places.max(axis=1),
             packs=self.packs.get(split),
         )
 
-    def _loader(
-        self, split: Split, units: Callable[[int], np.ndarray], steps: range, *, cutting: Cutting, mode: str
-    ) -> WrappedDataLoader:
+    def _loader(self, split: Split, units: Callable[[int], np.ndarray], steps: Onwards, mode: str) -> WrappedDataLoader:
+        cutting = self._cutting(split)
         lay = functools.partial(
             collate,
             pad_id=self._pad_id,
@@ -304,23 +242,8 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             multiple=self._multiple,
             row_multiple=self._row_multiple,
         )
-        known = parallel_state.is_initialized()
-        view = Steps(
-            self.examples[split],
-            units,
-            steps,
-            cutting=cutting,
-            rank=parallel_state.get_data_parallel_rank() if known else 0,
-            ranks=parallel_state.get_data_parallel_world_size() if known else 1,
-            collate=lay,
-        )
-        return WrappedDataLoader(
-            mode=mode,
-            dataset=view,
-            batch_size=None,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+        return loader(
+            self.examples[split], units, steps, cutting=cutting, collate=lay, mode=mode, num_workers=self.num_workers
         )
 
     def train_dataloader(self) -> WrappedDataLoader:
@@ -328,13 +251,12 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         trainer = self.trainer
         assert trainer is not None and self._steps > 0, "plan() comes before the loader"
         self.first_step = trainer.global_step
-        done = self.consumed_samples // self.global_batch_size
-        steps = range(done, done + self._steps - self.first_step)
-        return self._loader("train", self.global_batch, steps, cutting=self._cutting("train"), mode="train")
+        steps = Onwards(self.consumed_samples // self.global_batch_size, self._steps)
+        return self._loader("train", self.global_batch, steps, "train")
 
     def val_dataloader(self) -> WrappedDataLoader:
         """Every validation row once; copies that fill up the last micro-batches weigh nothing."""
-        return self._whole("validation", np.arange(self.units("validation")), self._cutting("validation"))
+        return self._whole("validation", np.arange(self.units("validation")))
 
     def scoring_dataloader(self, split: Split) -> WrappedDataLoader:
         """Every row of a split once, mismatched ones after the others.
@@ -342,28 +264,19 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         Training rows come in the order of the first epoch: so the first global batches lie as they will in training,
         and policy and reference agree there to the last bit.
         """
-        corpus, cutting = self.examples[split], self._cutting(split)
-        if split in self.packs:
-            units = self._epoch(0) if split == "train" else np.arange(self.units(split))
-            missing = np.zeros(0, np.int64)
-        else:
-            rows = self._epoch(0) if split == "train" else np.arange(corpus.trained)
-            _, firsts = np.unique(rows, return_index=True)
-            units = rows[np.sort(firsts)]
-            missing = np.setdiff1d(np.arange(corpus.trained), units)
-        others = np.concatenate([missing, np.arange(corpus.trained, len(corpus))])
-        if split in self.packs:
-            others += len(self.packs[split])
-        return self._whole(split, units, cutting, others)
+        corpus, units = self.examples[split], np.arange(self.units(split))
+        if split == "train":
+            order = self.order.epoch(0)
+            _, firsts = np.unique(order, return_index=True)
+            seen = order[np.sort(firsts)]
+            units = np.concatenate([seen, np.setdiff1d(units, seen)])
+        others = np.arange(corpus.trained, len(corpus)) + len(self.packs.get(split, ()))
+        return self._whole(split, units, others)
 
-    def _whole(
-        self, split: Split, units: np.ndarray, cutting: Cutting, others: np.ndarray | None = None
-    ) -> WrappedDataLoader:
+    def _whole(self, split: Split, *runs: np.ndarray) -> WrappedDataLoader:
         size = self.global_batch_size
-        batches = [units[i : i + size] for i in range(0, len(units), size)]
-        if others is not None:
-            batches += [others[i : i + size] for i in range(0, len(others), size)]
-        return self._loader(split, batches.__getitem__, range(len(batches)), cutting=cutting, mode="validation")
+        batches = [units[i : i + size] for units in runs for i in range(0, len(units), size)]
+        return self._loader(split, batches.__getitem__, Onwards(0, len(batches)), "validation")
 
     # ---- state --------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,11 @@ class UserError(AlignError, ValueError):
 
 
 class RowError(UserError):
-    """A row, or the whole, of a data file."""
+    """A row, or the whole, of a data file; `fault` is what kind of mistake it is, for who counts them."""
+
+    def __init__(self, message: str, *, fault: str = "unreadable") -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 class ConfigError(UserError):

@@ -4,8 +4,30 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of the units (examples, or packs made ahead of time) of files with `sizes` of them."""
+
+    seed: int
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...] = ()
+    """Shares of an epoch, a file each; none: every unit comes once."""
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """All units of one epoch."""
+        if self.weights:
+            return blended(self.seed, epoch, self.sizes, self.weights)
+        return permutation(self.seed, epoch, sum(self.sizes))
+
+    def global_batch(self, step: int, size: int) -> np.ndarray:
+        """The units of an optimizer step; those that do not fill a last global batch sit out the epoch."""
+        epoch, within = divmod(step, sum(self.sizes) // size)
+        return self.epoch(epoch)[within * size : (within + 1) * size]
 
 
 @functools.lru_cache(maxsize=2)

@@ -162,10 +162,13 @@ def _pair(found: dict[str, Any], source: str) -> PreferenceRow:
     if row.chosen_response == row.rejected_response:
         raise RowError(
             f"{source}: chosen_response equals rejected_response ({_cut(row.chosen_response)}); a pair needs two "
-            "different answers: drop the row"
+            "different answers: drop the row",
+            fault="same answers",
         )
     if (row.chosen_reward is None) != (row.rejected_reward is None):
-        raise RowError(f"{source}: only one of chosen_reward and rejected_reward is given; give both or neither")
+        raise RowError(
+            f"{source}: only one of chosen_reward and rejected_reward is given; give both or neither", fault="rewards"
+        )
     return row
 
 
@@ -177,7 +180,7 @@ def _conversation(value: Any, source: str) -> list[Row]:
     for i, message in enumerate(messages):
         if message["role"] == "assistant" and i > 0:
             if not message["content"].strip():
-                raise RowError(f"{source}: messages[{i}] is an empty answer; drop the row or fill it in")
+                raise RowError(f"{source}: messages[{i}] is an empty answer; drop the row or fill it in", fault="empty")
             rows.append(ResponseRow(source, messages[:i], [message]))
     if not rows:
         raise RowError(f"{source}: 'messages' has no assistant message after another, so there is nothing to learn")
@@ -202,7 +205,7 @@ def _text(row: dict[str, Any], key: str, source: str, *, response: bool = False)
     value = row[key]
     if isinstance(value, str):
         if not value.strip():
-            raise RowError(f"{source}: {key!r} is empty; drop the row or fill it in")
+            raise RowError(f"{source}: {key!r} is empty; drop the row or fill it in", fault="empty")
         return value
     if isinstance(value, dict) and response:
         value = [value]
@@ -212,7 +215,7 @@ def _text(row: dict[str, Any], key: str, source: str, *, response: bool = False)
     if response and (len(messages) != 1 or messages[0]["role"] != "assistant"):
         raise RowError(f"{source}: {key!r} must be one assistant message, found {_cut(value)}")
     if response and not messages[0]["content"].strip():
-        raise RowError(f"{source}: {key!r} is empty; drop the row or fill it in")
+        raise RowError(f"{source}: {key!r} is empty; drop the row or fill it in", fault="empty")
     return messages
 
 
@@ -229,7 +232,7 @@ def _reward(row: dict[str, Any], key: str, source: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RowError(f"{source}: {key!r} must be a finite number, found {_cut(value)}")
+        raise RowError(f"{source}: {key!r} must be a finite number, found {_cut(value)}", fault="rewards")
     return float(value)
 
 

@@ -130,7 +130,7 @@ def chunks(path: Path) -> Iterator[Chunk]:
                 yield Chunk(str(path), first, lines, raw.tell())
                 lines, size, first = [], 0, number + 1
         if lines:
-            yield Chunk(str(path), first, lines, raw.tell())
+            yield Chunk(str(path), first, lines, path.stat().st_size)
 
 
 def _lines(path: Path, raw: Any) -> Iterator[bytes]:

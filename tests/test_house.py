@@ -19,13 +19,18 @@ ALLOWED = {
     "aligner.unpaired": {"aligner.losses"},
     "aligner.tokens": {"aligner.errors", "aligner.rows"},
     "aligner.examples": {"aligner.errors", "aligner.rows", "aligner.tokens"},
-    "aligner.packing": {"aligner.examples"},
+    "aligner.packing": {"aligner.errors"},
+    "aligner.batch": {"aligner.examples"},
+    "aligner.order": set(),
+    "aligner.cutting": {"aligner.packing"},
+    "aligner.sources": {"aligner.errors", "aligner.rows"},
+    "aligner.parallel": set(),
     "aligner.metrics": set(),
     "aligner.objective": {"aligner.examples", "aligner.losses", "aligner.metrics", "aligner.unpaired"},
     "aligner.cpu": set(),
     "aligner.files": set(),
 }
-TORCH_ONLY = {f"aligner.{n}" for n in ("losses", "unpaired", "logprobs", "metrics", "objective", "packing")}
+TORCH_ONLY = {f"aligner.{n}" for n in ("losses", "unpaired", "logprobs", "metrics", "objective", "batch")}
 TOPS = {"aligner.cli", "aligner.context", "aligner.choices", "aligner"}
 
 

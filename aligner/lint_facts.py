@@ -1,0 +1,164 @@
+"""What a lint looks at in each row: numbers and marks, a few bytes a row, so that a million rows fit into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from aligner.errors import RowError
+from aligner.rows import PreferenceRow, Row, Text, parse_line
+from aligner.sources import Chunk
+from aligner.tokens import ResponseTokenizer
+
+NEAR_IDENTICAL = 0.95
+"""Two answers are near-identical if a common beginning and end make up this share of the longer one's characters, or if
+they differ in case, spaces and punctuation only."""
+
+MARKS = ("near_identical", "merged_at_border", "doubled_bos", "doubled_eos", "role_marker", "special_token")
+"""What is marked of a row, bit by bit."""
+
+ROLE_MARKERS = re.compile(
+    r"<\|(?:im_start|im_end|user|assistant|system|end|eot_id|start_header_id|end_header_id|endoftext)\|>"
+    r"|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<extra_id_\d+>"
+    r"|^\s*(?:#{2,}\s*)?(?:Human|User|Assistant|System|Instruction|Response)\s*:",
+    re.MULTILINE,
+)
+"""Signs of a template or of a speaker; an answer that holds one teaches the model to speak for the other side, too."""
+
+COLUMNS: dict[str, Any] = {
+    "line": np.int64,
+    "exact": np.int64,
+    "prompt": np.int64,
+    "first": np.int64,
+    "second": np.int64,
+    "prompt_tokens": np.int32,
+    "first_tokens": np.int32,
+    "second_tokens": np.int32,
+    "gap": np.float64,
+    "preferred": np.int8,
+    "marks": np.int32,
+}
+"""Hashes of normalised texts (`exact`: of the row as it stands); tokens; chosen minus rejected reward (NaN: none); 1 or
+-1 for a single response that is wanted or not. `first` is the chosen or single response; `second_tokens` is -1 where
+there is one response."""
+
+
+@dataclass
+class Bad:
+    """A row that a run would stop at."""
+
+    line: int
+    fault: str
+    message: str
+
+
+@dataclass
+class Facts:
+    """Of some rows of one file."""
+
+    columns: dict[str, np.ndarray]
+    bad: list[Bad] = field(default_factory=list)
+
+    @staticmethod
+    def joined(parts: list[Facts]) -> Facts:
+        columns = {
+            name: np.concatenate([np.zeros(0, kind), *(part.columns[name] for part in parts)])
+            for name, kind in COLUMNS.items()
+        }
+        return Facts(columns, [bad for part in parts for bad in part.bad])
+
+    def __len__(self) -> int:
+        return len(self.columns["line"])
+
+
+def looker(hf: Any, as_chat: bool) -> Callable[[Chunk], Facts]:
+    """A function that looks at a chunk of lines."""
+    encode = ResponseTokenizer(hf, as_chat=as_chat)
+    special = [token.content for token in hf.added_tokens_decoder.values() if token.special]
+    specials = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+
+    def look(chunk: Chunk) -> Facts:
+        found: list[tuple[Any, ...]] = []
+        bad: list[Bad] = []
+        for number, line in enumerate(chunk.lines, start=chunk.first):
+            one = Chunk(chunk.path, number, [line], chunk.read)
+            try:
+                for text, source in one.texts():
+                    found += [_facts(row, number, encode, specials) for row in parse_line(text, source)]
+            except RowError as error:
+                bad.append(Bad(number, error.fault, str(error)))
+        columns = zip(*found, strict=True) if found else [[] for _ in COLUMNS]
+        arrays = {n: np.array(c, k) for (n, k), c in zip(COLUMNS.items(), columns, strict=True)}
+        return Facts(arrays, bad)
+
+    return look
+
+
+def _facts(row: Row, line: int, encode: ResponseTokenizer, specials: re.Pattern[str]) -> tuple[Any, ...]:
+    pair = isinstance(row, PreferenceRow)
+    answers = [row.chosen_response, row.rejected_response] if pair else [row.response]
+    merged = encode.merged
+    prompt, responses = encode(row.source, row.prompt, answers)
+    texts = [_plain(answer) for answer in answers]
+    marks = {
+        "near_identical": pair and _near(*texts),
+        "merged_at_border": encode.merged > merged,
+        "doubled_bos": bool(encode.bos) and prompt[:2] == encode.bos * 2,
+        "doubled_eos": any(set(tokens[-2:]) <= encode.special and len(tokens) > 1 for tokens in responses),
+        "role_marker": any(ROLE_MARKERS.search(text) for text in texts),
+        "special_token": any(specials.search(_without_end(text, specials)) for text in texts),
+    }
+    rewarded = pair and row.chosen_reward is not None and row.rejected_reward is not None
+    preferred = 0 if pair or row.preferred is None else (1 if row.preferred else -1)
+    hashes = [_hash(_normal(text)) for text in texts]
+    return (
+        line,
+        _hash(repr((row.prompt, answers))),
+        _hash(_normal(_plain(row.prompt))),
+        hashes[0],
+        hashes[1] if pair else 0,
+        len(prompt),
+        len(responses[0]),
+        len(responses[1]) if pair else -1,
+        row.chosen_reward - row.rejected_reward if rewarded else np.nan,  # type: ignore[union-attr]
+        preferred,
+        sum(bool(marks[name]) << bit for bit, name in enumerate(MARKS)),
+    )
+
+
+def _plain(text: Text) -> str:
+    return text if isinstance(text, str) else "\n".join(f"{m['content']}" for m in text)
+
+
+def _normal(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _hash(text: str) -> int:
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _near(one: str, other: str) -> bool:
+    letters = [re.sub(r"[\W_]+", "", _normal(text)) for text in (one, other)]
+    if letters[0] == letters[1] and letters[0]:
+        return True
+    longer, shorter = max(len(one), len(other)), min(len(one), len(other))
+    if shorter < NEAR_IDENTICAL * longer:
+        return False
+    same = next((i for i in range(shorter) if one[i] != other[i]), shorter)
+    rest = shorter - same
+    end = next((i for i in range(rest) if one[-1 - i] != other[-1 - i]), rest)
+    return same + end >= NEAR_IDENTICAL * longer
+
+
+def _without_end(text: str, specials: re.Pattern[str]) -> str:
+    """A response may end in a special token of its own accord (`aligner.tokens`)."""
+    found = list(specials.finditer(text))
+    return text[: found[-1].start()] if found and not text[found[-1].end() :].strip() else text

@@ -1,0 +1,120 @@
+"""A lint's report for people: as text, and as one page with plots that needs nothing beside it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from aligner.lint_findings import LintReport
+
+TEMPLATE = Path(__file__).parent / "assets" / "lint.html"
+BARS = " ▁▂▃▄▅▆▇█"
+BLUE = "#2f6f9f"
+
+
+def figures(report: LintReport) -> list[tuple[str, str]]:
+    """What is told of every file: a name and a line each."""
+    n = report.numbers
+    lines = [
+        ("rows", f"{n['rows']:,}" + (f", {n['readable']:,} of them readable" if n["readable"] < n["rows"] else ""))
+    ]
+    for name, spread in n.get("tokens", {}).items():
+        lines.append((f"tokens, {name}", _spread(spread, 0)))
+    if "over_long_share" in n:
+        lines.append(("over seq_length", f"{n['over_long_share']:.2%} of the rows"))
+    if "reward_gap" in n:
+        lines.append(("chosen minus rejected reward", _spread(n["reward_gap"], 2)))
+    if "length_bias" in n:
+        bias = n["length_bias"]
+        lines.append(
+            (
+                "length",
+                f"the chosen answer is longer in {bias['chosen_longer']:.0%} of the pairs, shorter in "
+                f"{bias['rejected_longer']:.0%}; always taking the longer one is right in "
+                f"{bias['accuracy_of_always_the_longer']:.0%}",
+            )
+        )
+    if "packing" in n:
+        p = n["packing"]
+        lines.append(
+            (
+                "packing",
+                f"padded micro-batches of {p['micro_batch_size']} take {p['padded_positions_per_token']:.2f} times the "
+                f"positions; packs of {p['pack_size']} would be {p['pack_fill']:.1%} full, "
+                f"{p['examples_per_pack']:.1f} examples each (data.batching=packed)",
+            )
+        )
+    if "global_batch" in n:
+        g = n["global_batch"]
+        line = f"{g['global_batch_size']} examples a step make {g['steps_per_epoch']} steps an epoch"
+        if g["advised"] != g["global_batch_size"]:
+            line += f"; data.global_batch_size={g['advised']} would make {g['steps_per_epoch_advised']}"
+        lines.append(("global batch", line))
+    return lines
+
+
+def _spread(spread: dict[str, float], digits: int) -> str:
+    return "  ".join(f"{name} {value:,.{digits}f}" for name, value in spread.items())
+
+
+def verdict(report: LintReport) -> str:
+    """One line on all of it."""
+    errors, warnings = report.errors, len(report.findings) - report.errors
+    if not report.findings:
+        return "nothing found"
+    return f"{errors} kinds of error, {warnings} kinds of warning"
+
+
+def text(report: LintReport) -> str:
+    """The report for a terminal."""
+    lines = [f"{report.split}: {', '.join(report.files)}", f"  {verdict(report)}", ""]
+    lines += [f"  {name:<34} {line}" for name, line in figures(report)]
+    for name, (counts, edges) in report.histograms.items():
+        most = max(counts) or 1
+        bars = "".join(BARS[-(-count * (len(BARS) - 1) // most)] for count in counts)
+        lines.append(f"  {name:<34} {edges[0]:,.6g} {bars} {edges[-1]:,.6g}")
+    for finding in report.findings:
+        lines += ["", f"  {finding.severity.upper()}: {finding.count:,} {finding.title} ({finding.share:.1%})"]
+        if finding.detail:
+            lines.append(f"    {finding.detail}")
+        lines += [f"    at {', '.join(finding.where)}", f"    -> {finding.remedy}"]
+    return "\n".join(lines)
+
+
+def page(reports: list[LintReport]) -> str:
+    """The report as an HTML page."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True)
+    shown = [
+        {
+            "report": report,
+            "verdict": verdict(report),
+            "figures": figures(report),
+            "plots": {name: _plot(name, *found) for name, found in report.histograms.items()},
+        }
+        for report in reports
+    ]
+    return environment.from_string(TEMPLATE.read_text()).render(shown=shown)
+
+
+def _plot(name: str, counts: list[int], edges: list[float]) -> Any:
+    """A histogram as SVG."""
+    import jinja2
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 2.6), layout="constrained")
+    axes: Any = figure.subplots()
+    axes.stairs(counts, edges, fill=True, color=BLUE)
+    if name.startswith("tokens of a row"):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+    else:
+        axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel(name)
+    axes.set_ylabel("rows")
+    axes.spines[["top", "right"]].set_visible(False)
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return jinja2.utils.markupsafe.Markup(drawn.getvalue()[drawn.getvalue().index("<svg") :])
