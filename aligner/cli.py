@@ -5,8 +5,13 @@ NeMo-Run swallows an error in such a module in one line, and with it the command
 
 from __future__ import annotations
 
+import inspect
 import sys
 import traceback
+from collections.abc import Callable
+from typing import Any
+
+import docstring_parser
 
 HELP = """Train a policy on preference pairs; run the same command again and it goes on where it was.
 
@@ -22,13 +27,25 @@ nemo llm align --factory tiny_dpo --dryrun shows every part: model, data, traine
 reference, peft, log, optim, resume. run.executor=local run.executor.ranks=2 says where it runs.
 """
 
-OURS = ("align", "import-hf", "export-hf", "merge")
+OURS = ("align", "import-hf", "export-hf", "merge", "lint-preferences", "pack-preferences")
+
+
+def _help(name: str, command: Callable[..., Any]) -> str:
+    """What a command does, and its arguments as one writes them; NeMo-Run shows the first half of a docstring only."""
+    said, defaults = docstring_parser.parse(command.__doc__ or ""), inspect.signature(command).parameters
+    lines = [said.short_description or "", said.long_description or ""]
+    for argument in said.params:
+        default = defaults[argument.arg_name].default
+        shown = "" if default is inspect.Parameter.empty else f" [{default}]"
+        lines.append(f"{argument.arg_name}={shown}  {' '.join((argument.description or '').split())}")
+    required = [f"{p.name}=..." for p in defaults.values() if p.default is inspect.Parameter.empty]
+    return "\n\n".join([*lines, f"nemo llm {name} -y {' '.join(required)}"])
 
 
 def _register() -> None:
     import nemo_run as run
 
-    from aligner import console, huggingface, merging
+    from aligner import console, huggingface, lint, merging, prepacked
     from aligner.api import align
     from aligner.context import AlignContext
     from aligner.executors import local
@@ -36,9 +53,14 @@ def _register() -> None:
 
     console.hush()
     run.cli.entrypoint(align, namespace="llm", help=HELP, run_ctx_cls=AlignContext)
-    run.cli.entrypoint(huggingface.import_hf, name="import-hf", namespace="llm", enable_executor=False)
-    run.cli.entrypoint(huggingface.export_hf, name="export-hf", namespace="llm", enable_executor=False)
-    run.cli.entrypoint(merging.merge, name="merge", namespace="llm", enable_executor=False)
+    for name, command in {
+        "import-hf": huggingface.import_hf,
+        "export-hf": huggingface.export_hf,
+        "merge": merging.merge,
+        "lint-preferences": lint.lint_preferences,
+        "pack-preferences": prepacked.pack_preferences,
+    }.items():
+        run.cli.entrypoint(command, name=name, namespace="llm", enable_executor=False, help=_help(name, command))
 
     from lightning.pytorch.loggers import WandbLogger
 

@@ -18,7 +18,7 @@ from aligner.tokens import ResponseTokenizer
 
 NEAR_IDENTICAL = 0.95
 """Two answers are near-identical if a common beginning and end make up this share of the longer one's characters, or if
-they differ in case, spaces and punctuation only."""
+they differ in case, spaces and the punctuation at their end only."""
 
 MARKS = ("near_identical", "merged_at_border", "doubled_bos", "doubled_eos", "role_marker", "special_token")
 """What is marked of a row, bit by bit."""
@@ -111,7 +111,7 @@ def _facts(row: Row, line: int, encode: ResponseTokenizer, specials: re.Pattern[
         "merged_at_border": encode.merged > merged,
         "doubled_bos": bool(encode.bos) and prompt[:2] == encode.bos * 2,
         "doubled_eos": any(set(tokens[-2:]) <= encode.special and len(tokens) > 1 for tokens in responses),
-        "role_marker": any(ROLE_MARKERS.search(text) for text in texts),
+        "role_marker": any(ROLE_MARKERS.search(specials.sub("", text)) for text in texts),
         "special_token": any(specials.search(_without_end(text, specials)) for text in texts),
     }
     rewarded = pair and row.chosen_reward is not None and row.rejected_reward is not None
@@ -146,8 +146,7 @@ def _hash(text: str) -> int:
 
 
 def _near(one: str, other: str) -> bool:
-    letters = [re.sub(r"[\W_]+", "", _normal(text)) for text in (one, other)]
-    if letters[0] == letters[1] and letters[0]:
+    if len({_normal(text).rstrip(" .,;:!?…") for text in (one, other)}) == 1:
         return True
     longer, shorter = max(len(one), len(other)), min(len(one), len(other))
     if shorter < NEAR_IDENTICAL * longer:
@@ -159,6 +158,8 @@ def _near(one: str, other: str) -> bool:
 
 
 def _without_end(text: str, specials: re.Pattern[str]) -> str:
-    """A response may end in a special token of its own accord (`aligner.tokens`)."""
+    """The text before the special tokens that it ends in, as it may (`aligner.tokens`); two are a matter of their own."""
     found = list(specials.finditer(text))
-    return text[: found[-1].start()] if found and not text[found[-1].end() :].strip() else text
+    while found and not text[found[-1].end() :].strip():
+        text = text[: found.pop().start()]
+    return text
