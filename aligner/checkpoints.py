@@ -1,5 +1,6 @@
 """NeMo checkpoints on disk: which is whole, which is newest, where a run starts."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from nemo.utils import AppState
 from aligner import adapters, huggingface
 from aligner.console import say
 from aligner.errors import CheckpointError
+from aligner.files import written_whole
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -152,8 +154,27 @@ class Resume(nl.AutoResume):
         return start
 
 
-def tokenizer_of(checkpoint: Path) -> Any:
-    """The tokenizer that a NeMo checkpoint carries."""
+def tokenizer_of(checkpoint: Path, *, kept_in: Path | None = None) -> Any:
+    """The tokenizer that a NeMo checkpoint carries.
+
+    With `kept_in`, its files are copied there first, and will be found after the checkpoint is gone: a run keeps its
+    newest checkpoint only, and NeMo writes a tokenizer whose files are gone into the next one as a name to look up.
+    """
     from nemo.lightning.io import load_context
 
-    return load_context(checkpoint / CONTEXT_PATH, "model.tokenizer")
+    context = checkpoint / CONTEXT_PATH
+    if kept_in is not None:
+        digest = hashlib.sha256()
+        for file in sorted(path for path in context.rglob("*") if path.is_file()):
+            digest.update(f"{file.relative_to(context)} {file.stat().st_size} ".encode() + file.read_bytes())
+        kept = kept_in / f"context-{digest.hexdigest()[:8]}"
+        if not kept.exists():
+            try:
+                with written_whole(kept) as partial:
+                    shutil.copytree(context, partial)
+            except OSError:
+                # Another rank was faster; anything else is an error.
+                if not kept.exists():
+                    raise
+        context = kept
+    return load_context(context, "model.tokenizer")

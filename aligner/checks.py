@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, get_args
 from nemo.lightning import MegatronStrategy
 
 from aligner import cpu
-from aligner.cutting import Batching
+from aligner.cutting import END_TO_END, Batching
 from aligner.data import AlignDataModule
 from aligner.errors import ConfigError
 from aligner.examples import OverLong
 from aligner.hardware import fused_adam
+from aligner.prepacked import is_packed
 from aligner.reference import AdaptersOff
 
 if TYPE_CHECKING:
@@ -132,6 +133,26 @@ def layout(run: Run) -> None:
             f"pipeline_model_parallel_size={parallel.pipeline_model_parallel_size}"
         )
     _batches(run.data, data_parallel_size=world // cut)
+    _end_to_end(run)
+
+
+def _end_to_end(run: Run) -> None:
+    """Sequences that lie end to end need an attention that keeps them apart."""
+    data, config = run.data, run.model.config
+    if data.batching not in END_TO_END and not any(map(is_packed, (data.train, data.validation))):
+        return
+    special = {
+        "window_size": getattr(config, "window_size", None),
+        "softmax_type": None if getattr(config, "softmax_type", "vanilla") == "vanilla" else config.softmax_type,
+        "multi_latent_attention": getattr(config, "multi_latent_attention", False),
+    }
+    asked = [name for name, value in special.items() if value]
+    if asked and cpu.no_transformer_engine():
+        raise ConfigError(
+            f"data.batching: {data.batching} lays sequences end to end, but the model asks for {', '.join(asked)}, "
+            "which without Transformer Engine only Megatron's attention for padded batches knows; use "
+            "data.batching=length_grouped, or install transformer-engine on a GPU"
+        )
 
 
 def _batches(data: AlignDataModule, *, data_parallel_size: int) -> None:

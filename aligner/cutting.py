@@ -21,6 +21,8 @@ from aligner.packing import pack
 
 Batching = Literal["padded", "length_grouped", "padding_free", "packed"]
 
+END_TO_END: tuple[Batching, ...] = ("padding_free", "packed")
+
 Micro = list[tuple[int, bool]]
 """Rows of a micro-batch; False for a copy that only fills a place and weighs nothing."""
 
@@ -42,7 +44,7 @@ class Cutting:
     @property
     def end_to_end(self) -> bool:
         """Whether sequences are laid end to end rather than padded."""
-        return self.batching in ("padding_free", "packed") or self.packs is not None
+        return self.batching in END_TO_END or self.packs is not None
 
     def __call__(self, units: np.ndarray, ranks: int) -> list[list[Micro]]:
         """The micro-batches of each rank; every rank has as many, and none is empty."""

@@ -128,7 +128,7 @@ class Run:
                     "model.tokenizer: is None and there is no checkpoint to take one from; set it, or "
                     "resume.restore_config.path"
                 )
-            self.model.tokenizer = checkpoints.tokenizer_of(source)
+            self.model.tokenizer = checkpoints.tokenizer_of(source, kept_in=self.folder if self._continued else None)
             # For the run's own checkpoints, which carry what the model was made of.
             self.model.__io__.tokenizer = self.model.tokenizer.__io__
         parallel = self.strategy.parallelism
@@ -203,6 +203,9 @@ class Run:
         state.files_to_move = [path for path in state.files_to_move if Path(path) != watch.csv.path]
         CallbackGroup.get_instance().update_config("v2", trainer=trainer, data=self.data)
         if self.resume is not None:
+            if self.resume.restore_config is not None:
+                # The tokenizer is known, and NeMo would take one that goes away with its checkpoint.
+                self.resume.restore_config.load_artifacts = False
             self.resume.setup(trainer, model)
         assert self.optim is not None
         self.optim.connect(model)

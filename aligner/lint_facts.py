@@ -158,7 +158,7 @@ def _near(one: str, other: str) -> bool:
 
 
 def _without_end(text: str, specials: re.Pattern[str]) -> str:
-    """The text before the special tokens that it ends in, as it may (`aligner.tokens`); two are a matter of their own."""
+    """The text before the special tokens that it ends in, as it may (`aligner.tokens`); two are another finding."""
     found = list(specials.finditer(text))
     while found and not text[found[-1].end() :].strip():
         text = text[: found.pop().start()]

@@ -19,6 +19,7 @@ def recipe(
     num_nodes: int,
     num_gpus_per_node: int,
     peft_scheme: str | None,
+    packed_sequence: bool,
     seq_length: int,
     max_steps: int = -1,
     max_epochs: int = 1,
@@ -33,8 +34,9 @@ def recipe(
 ) -> run.Partial:
     """A run of a model, with the objective still to be said.
 
-    `start` is a checkpoint, a Hugging Face folder, `hf://name`, or the recipe of a stage that makes one. The defaults
-    are those of NVIDIA's guide (docs/hyperparameters.md).
+    `packed_sequence` fills micro-batches by tokens (`aligner.cutting`). `start` is a checkpoint, a Hugging Face
+    folder, `hf://name`, or the recipe of a stage that makes one. The defaults are those of NVIDIA's guide
+    (docs/hyperparameters.md).
     """
     from aligner.checkpoints import Resume
     from aligner.data import AlignDataModule
@@ -57,6 +59,7 @@ def recipe(
             micro_batch_size=micro_batch_size,
             global_batch_size=global_batch_size,
             as_chat=as_chat,
+            batching="packed" if packed_sequence else "padded",
         ),
         trainer=trainer(
             num_nodes, num_gpus_per_node, max_steps=max_steps, max_epochs=max_epochs, validate_every=validate_every

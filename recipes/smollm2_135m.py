@@ -45,6 +45,7 @@ def sft_recipe(
     num_nodes: int = 1,
     num_gpus_per_node: int = 1,
     peft_scheme: Optional[str] = None,
+    packed_sequence: bool = False,
     seq_length: int = 1024,
     train: str = "train.jsonl",
     validation: Optional[str] = None,
@@ -56,7 +57,7 @@ def sft_recipe(
     """
     return methods.sft(
         _recipe(
-            dir, name, num_nodes, num_gpus_per_node, peft_scheme, seq_length, train, validation, start,
+            dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, validation, start,
             lr=5e-6, global_batch_size=128,
         )
     )  # fmt: skip
@@ -69,6 +70,7 @@ def dpo_recipe(
     num_nodes: int = 1,
     num_gpus_per_node: int = 1,
     peft_scheme: Optional[str] = None,
+    packed_sequence: bool = False,
     seq_length: int = 1024,
     train: str = "train.jsonl",
     validation: Optional[str] = None,
@@ -81,7 +83,9 @@ def dpo_recipe(
     CLI: `nemo llm align --factory "smollm2_135m_dpo(start='models/smollm2')" data.train=train.jsonl`
     """
     return methods.dpo(
-        _recipe(dir, name, num_nodes, num_gpus_per_node, peft_scheme, seq_length, train, validation, start)
+        _recipe(
+            dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, validation, start
+        )
     )
 
 
@@ -92,6 +96,7 @@ def ipo_recipe(
     num_nodes: int = 1,
     num_gpus_per_node: int = 1,
     peft_scheme: Optional[str] = None,
+    packed_sequence: bool = False,
     seq_length: int = 1024,
     train: str = "train.jsonl",
     validation: Optional[str] = None,
@@ -99,7 +104,9 @@ def ipo_recipe(
 ) -> run.Partial:
     """IPO of SmolLM2-135M-Instruct; see `dpo_recipe`."""
     return methods.ipo(
-        _recipe(dir, name, num_nodes, num_gpus_per_node, peft_scheme, seq_length, train, validation, start)
+        _recipe(
+            dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, validation, start
+        )
     )
 
 
@@ -110,6 +117,7 @@ def rpo_recipe(
     num_nodes: int = 1,
     num_gpus_per_node: int = 1,
     peft_scheme: Optional[str] = None,
+    packed_sequence: bool = False,
     seq_length: int = 1024,
     train: str = "train.jsonl",
     validation: Optional[str] = None,
@@ -117,7 +125,9 @@ def rpo_recipe(
 ) -> run.Partial:
     """RPO of SmolLM2-135M-Instruct, from rows with rewards; see `dpo_recipe`."""
     return methods.rpo(
-        _recipe(dir, name, num_nodes, num_gpus_per_node, peft_scheme, seq_length, train, validation, start)
+        _recipe(
+            dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, validation, start
+        )
     )
 
 
@@ -128,6 +138,7 @@ def kto_recipe(
     num_nodes: int = 1,
     num_gpus_per_node: int = 1,
     peft_scheme: Optional[str] = None,
+    packed_sequence: bool = False,
     seq_length: int = 1024,
     train: str = "train.jsonl",
     validation: Optional[str] = None,
@@ -135,7 +146,9 @@ def kto_recipe(
 ) -> run.Partial:
     """KTO of SmolLM2-135M-Instruct, from pairs or single responses; see `dpo_recipe`."""
     return methods.kto(
-        _recipe(dir, name, num_nodes, num_gpus_per_node, peft_scheme, seq_length, train, validation, start)
+        _recipe(
+            dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, validation, start
+        )
     )
 
 
@@ -145,6 +158,7 @@ def _recipe(
     num_nodes: int,
     num_gpus_per_node: int,
     peft_scheme: str | None,
+    packed_sequence: bool,
     seq_length: int,
     train: str,
     validation: str | None,
@@ -156,7 +170,7 @@ def _recipe(
     # Adapters want about ten times the learning rate of a full run (docs/hyperparameters.md).
     lr = lr if peft_scheme is None else 10 * lr
     return methods.recipe(
-        model=model(), start=start, train=train, validation=validation, dir=dir, name=name,
-        num_nodes=num_nodes, num_gpus_per_node=num_gpus_per_node, peft_scheme=peft_scheme, seq_length=seq_length,
-        lr=lr, min_lr=lr, global_batch_size=global_batch_size, as_chat=True,
+        model=model(), start=start, train=train, validation=validation, dir=dir, name=name, num_nodes=num_nodes,
+        num_gpus_per_node=num_gpus_per_node, peft_scheme=peft_scheme, packed_sequence=packed_sequence,
+        seq_length=seq_length, lr=lr, min_lr=lr, global_batch_size=global_batch_size, as_chat=True,
     )  # fmt: skip

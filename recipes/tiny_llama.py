@@ -39,6 +39,7 @@ def sft_recipe(
     num_nodes: int = 1,
     num_gpus_per_node: int = 1,
     peft_scheme: Optional[str] = None,
+    packed_sequence: bool = False,
     seq_length: int = 64,
     train: Optional[str] = None,
     validation: Optional[str] = None,
@@ -52,7 +53,7 @@ def sft_recipe(
     """
     return methods.sft(
         _recipe(
-            dir, name, num_nodes, num_gpus_per_node, peft_scheme, seq_length,
+            dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length,
             start=start,
             train=train or run.Partial(toy.arithmetic, dir=f"{dir}/data", split="demonstrations", rows=4096),
             validation=validation,
@@ -67,6 +68,7 @@ def dpo_recipe(
     num_nodes: int = 1,
     num_gpus_per_node: int = 1,
     peft_scheme: Optional[str] = None,
+    packed_sequence: bool = False,
     seq_length: int = 64,
     train: Optional[str] = None,
     validation: Optional[str] = None,
@@ -81,7 +83,9 @@ def dpo_recipe(
         run.run(recipe)
     """
     return methods.dpo(
-        _preference(dir, name, num_nodes, num_gpus_per_node, peft_scheme, seq_length, train, validation, start)
+        _preference(
+            dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, validation, start
+        )
     )
 
 
@@ -92,6 +96,7 @@ def ipo_recipe(
     num_nodes: int = 1,
     num_gpus_per_node: int = 1,
     peft_scheme: Optional[str] = None,
+    packed_sequence: bool = False,
     seq_length: int = 64,
     train: Optional[str] = None,
     validation: Optional[str] = None,
@@ -102,7 +107,9 @@ def ipo_recipe(
     CLI: `nemo llm align --factory tiny_ipo`
     """
     return methods.ipo(
-        _preference(dir, name, num_nodes, num_gpus_per_node, peft_scheme, seq_length, train, validation, start)
+        _preference(
+            dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, validation, start
+        )
     )
 
 
@@ -113,6 +120,7 @@ def rpo_recipe(
     num_nodes: int = 1,
     num_gpus_per_node: int = 1,
     peft_scheme: Optional[str] = None,
+    packed_sequence: bool = False,
     seq_length: int = 64,
     train: Optional[str] = None,
     validation: Optional[str] = None,
@@ -123,7 +131,9 @@ def rpo_recipe(
     CLI: `nemo llm align --factory tiny_rpo`; `loss=rpo_sq` for another distance
     """
     return methods.rpo(
-        _preference(dir, name, num_nodes, num_gpus_per_node, peft_scheme, seq_length, train, validation, start)
+        _preference(
+            dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, validation, start
+        )
     )
 
 
@@ -134,6 +144,7 @@ def kto_recipe(
     num_nodes: int = 1,
     num_gpus_per_node: int = 1,
     peft_scheme: Optional[str] = None,
+    packed_sequence: bool = False,
     seq_length: int = 64,
     train: Optional[str] = None,
     validation: Optional[str] = None,
@@ -144,7 +155,9 @@ def kto_recipe(
     CLI: `nemo llm align --factory tiny_kto`
     """
     return methods.kto(
-        _preference(dir, name, num_nodes, num_gpus_per_node, peft_scheme, seq_length, train, validation, start)
+        _preference(
+            dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, validation, start
+        )
     )
 
 
@@ -154,6 +167,7 @@ def _preference(
     num_nodes: int,
     num_gpus_per_node: int,
     peft_scheme: str | None,
+    packed_sequence: bool,
     seq_length: int,
     train: str | None,
     validation: str | None,
@@ -161,8 +175,8 @@ def _preference(
 ) -> run.Partial:
     made = run.Partial(toy.arithmetic, dir=f"{dir}/data", split="validation", rows=256)
     return _recipe(
-        dir, name, num_nodes, num_gpus_per_node, peft_scheme, seq_length,
-        start=start or sft_recipe(dir, f"{name}_sft", num_nodes, num_gpus_per_node, None, seq_length),
+        dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length,
+        start=start or sft_recipe(dir, f"{name}_sft", num_nodes, num_gpus_per_node, None, packed_sequence, seq_length),
         train=train or run.Partial(toy.arithmetic, dir=f"{dir}/data", split="train", rows=4096),
         validation=validation or (None if train else made),
     )  # fmt: skip
@@ -174,6 +188,7 @@ def _recipe(
     num_nodes: int,
     num_gpus_per_node: int,
     peft_scheme: str | None,
+    packed_sequence: bool,
     seq_length: int,
     *,
     start: str | run.Partial | None,
@@ -181,8 +196,8 @@ def _recipe(
     validation: str | run.Partial | None,
 ) -> run.Partial:
     return methods.recipe(
-        model=model(), start=start, train=train, validation=validation, dir=dir, name=name,
-        num_nodes=num_nodes, num_gpus_per_node=num_gpus_per_node, peft_scheme=peft_scheme, seq_length=seq_length,
-        micro_batch_size=32, global_batch_size=64, max_steps=200, max_epochs=-1, validate_every=50, save_every=50,
-        lr=1e-3, min_lr=1e-4, warmup_steps=10,
+        model=model(), start=start, train=train, validation=validation, dir=dir, name=name, num_nodes=num_nodes,
+        num_gpus_per_node=num_gpus_per_node, peft_scheme=peft_scheme, packed_sequence=packed_sequence,
+        seq_length=seq_length, micro_batch_size=32, global_batch_size=64, max_steps=200, max_epochs=-1,
+        validate_every=50, save_every=50, lr=1e-3, min_lr=1e-4, warmup_steps=10,
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """A plain transformers Llama with the weights of a Megatron one, and log-probabilities taken from it one by one."""
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,22 @@ class SaveGradients(pl.Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         if trainer.global_step == 0 and trainer.is_global_zero:
             torch.save({name: p.main_grad.detach().clone() for name, p in _parameters(pl_module)}, self.path)
+
+
+class SaveRows(pl.Callback):
+    """The rows of every training step on this rank, a line a step."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_megatron_step_start(self, step: Any) -> Any:
+        if step.forward_only:
+            return step
+        batches = list(step.data)
+        rows = [int(i) for b in batches for i, valid in zip(b.index_P, b.valid_P, strict=True) if valid]
+        with open(f"{self.path}.{step.trainer.global_rank}", "a") as file:
+            file.write(json.dumps([step.trainer.global_step, rows]) + "\n")
+        return dataclasses.replace(step, data=iter(batches))
 
 
 def differ(a: Path, b: Path) -> float:

@@ -110,3 +110,14 @@ def test_a_nemo_checkpoint_of_another_shape_is_refused(
     recipe = recipe_for(tiny, import_hf(str(folder), str(tmp_path / "nemo")))
     with pytest.raises(CheckpointError, match=r"model.config: does not fit .*rotary_base 50000.0 \(recipe: 10000\)"):
         execute(recipe)
+
+
+def test_a_tokenizer_from_a_checkpoint_outlives_it(tiny: Callable[..., Any], tmp_path: Path, execute: Any) -> None:
+    """Each job removes the checkpoint that the one before it left, and with it the tokenizer that it was given."""
+    folder = tmp_path / "hf"
+    save_llama(folder)
+    for steps in (2, 6, 8):
+        recipe = recipe_for(tiny, folder)
+        recipe.trainer.max_steps = steps
+        run_folder = execute(recipe)
+    assert max(row["step"] for row in read_metrics(run_folder / "metrics.csv")) == 8

@@ -1,10 +1,13 @@
 """Two ranks in every layout that two ranks have, against one: same weights, same rows, same losses."""
 
+import json
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hand import SaveRows
 from launching import torchrun
 
 from aligner.watching import read_metrics
@@ -14,13 +17,11 @@ LAYOUTS = {
     "tensor": {"tensor_model_parallel_size": 2},
     "pipeline": {"pipeline_model_parallel_size": 2},
 }
-KINDS = ("dpo", "kto", "lora")
+KINDS = ("dpo", "packed", "kto", "lora")
 
 
 @pytest.fixture(scope="module")
-def curves(
-    tmp_path_factory: pytest.TempPathFactory, tiny_in: Callable[[Path], Callable[..., Any]]
-) -> dict[str, list[dict[str, float]]]:
+def curves(tmp_path_factory: pytest.TempPathFactory, tiny_in: Callable[[Path], Callable[..., Any]]) -> Any:
     """Metrics of one rank and of every layout, all from one checkpoint."""
     import fiddle as fdl
     import nemo_run as run
@@ -34,8 +35,18 @@ def curves(
     fdl.build(tiny("start"))()
     start, adapters = str(folder / "runs/start"), str(folder / "runs/lora_start")
 
-    def job(kind: str, name: str, ranks: int, **layout: int) -> Any:
-        recipe = tiny(f"{kind}_{name}", num_gpus_per_node=ranks)
+    def moved(name: str, ranks: int, steps: int, batching: str, micro_batch_size: int) -> Any:
+        """A run over several epochs that notes its rows; stopped and continued it changes how they are cut."""
+        recipe = job("dpo", name, ranks, rows=18)
+        recipe.data.batching, recipe.data.micro_batch_size = batching, micro_batch_size
+        recipe.trainer.max_steps = steps
+        recipe.optim.lr_scheduler.min_lr = recipe.optim.config.lr
+        recipe.optim.lr_scheduler.warmup_steps = 0
+        recipe.trainer.callbacks = [run.Config(SaveRows, path=str(folder / name))]
+        return recipe
+
+    def job(kind: str, name: str, ranks: int, rows: int = 16, **layout: int) -> Any:
+        recipe = tiny(f"{kind}_{name}", rows=rows, num_gpus_per_node=ranks)
         if kind == "kto":
             # What is looked at before a step must be the same in every layout: the KL, and a copy that follows.
             recipe.loss = run.Partial(unpaired.kto, beta=0.5)
@@ -43,6 +54,8 @@ def curves(
             # One learning rate, whatever the length of the run.
             recipe.optim.lr_scheduler.min_lr = recipe.optim.config.lr
             recipe.optim.lr_scheduler.warmup_steps = 0
+        if kind == "packed":
+            recipe.data.batching, recipe.data.pack_size = "packed", 130
         if kind == "lora":
             # Continued, since ranks that share a layer draw other random numbers for fresh ones.
             recipe.peft = run.Config(llm.peft.LoRA, dim=4, alpha=8)
@@ -61,9 +74,32 @@ def curves(
     for kind in KINDS:
         fdl.build(job(kind, "one", 1))()
     jobs = [job(kind, name, 2, **layout) for kind in KINDS for name, layout in LAYOUTS.items()]
-    torchrun(folder, 2, [*jobs, job("kto", "resumed", 2, **LAYOUTS["tensor"])])
-    names = ["kto_resumed"] + [f"{kind}_{name}" for kind in KINDS for name in ("one", *LAYOUTS)]
-    return {name: read_metrics(folder / f"runs/{name}/metrics.csv") for name in names}
+    # Three steps alone, three on two ranks, four alone again, across the ends of epochs of four steps.
+    fdl.build(moved("straight", 1, 10, "padded", 2))()
+    fdl.build(moved("moved", 1, 3, "padded", 1))()
+    torchrun(folder, 2, [*jobs, job("kto", "resumed", 2, **LAYOUTS["tensor"]), moved("moved", 2, 6, "packed", 1)])
+    fdl.build(moved("moved", 1, 10, "length_grouped", 4))()
+    names = [f"{kind}_{name}" for kind in KINDS for name in ("one", *LAYOUTS)]
+    names += ["kto_resumed", "dpo_straight", "dpo_moved"]
+    curves = {name: read_metrics(folder / f"runs/{name}/metrics.csv") for name in names}
+    return Curves(curves, {name: rows_of(folder, name) for name in ("straight", "moved")})
+
+
+class Curves(dict[str, list[dict[str, float]]]):
+    """Metrics by run, and the rows of some of them by step."""
+
+    def __init__(self, curves: dict[str, list[dict[str, float]]], rows: dict[str, dict[int, Counter[int]]]) -> None:
+        super().__init__(curves)
+        self.rows = rows
+
+
+def rows_of(folder: Path, name: str) -> dict[int, Counter[int]]:
+    found: dict[int, Counter[int]] = defaultdict(Counter)
+    for path in folder.glob(f"{name}.[0-9]"):
+        for line in path.read_text().splitlines():
+            step, rows = json.loads(line)
+            found[step].update(rows)
+    return found
 
 
 RUNS = [(kind, layout) for kind in KINDS for layout in LAYOUTS] + [("kto", "resumed")]
@@ -78,6 +114,20 @@ def test_two_ranks_train_as_one(curves: dict[str, list[dict[str, float]]], kind:
             # At step 0 a pair is a tie or decided by the last bit: one rank's reference, two ranks' policy.
             if not name.endswith(("tokens_per_second", "step_time")) and not (a["step"] == 0 and name.endswith("acc")):
                 assert b[name] == pytest.approx(a[name], rel=3e-4, abs=2e-5), (name, a["step"])
+
+
+def test_a_resume_on_other_ranks_and_micro_batches_sees_every_row_once(curves: Any) -> None:
+    """Nothing twice and nothing missed, step by step; and it is trained to the same losses."""
+    straight, moved = curves.rows["straight"], curves.rows["moved"]
+    assert sorted(straight) == list(range(10)) and all(len(rows) == 4 for rows in straight.values())
+    assert moved == straight
+    first_epoch = sum((moved[step] for step in range(4)), Counter())
+    assert len(first_epoch) == 16 and set(first_epoch.values()) == {1}
+    losses = [
+        {row["step"]: row["train/loss"] for row in curves[f"dpo_{name}"] if "train/loss" in row}
+        for name in ("straight", "moved")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -103,7 +103,7 @@ def test_faults_of_the_whole_file(tmp_path: Path, hf: Any) -> None:
     rated = clean(100, chosen_reward=2.0, rejected_reward=1.0)
     rated[3] |= {"rejected_reward": 2.0}
     rated[4] |= {"rejected_reward": 5.0}
-    rated[5].pop("chosen_reward"), rated[5].pop("rejected_reward")
+    rated[5] = clean(6)[5]
     rated.append({"prompt": "a", "response": "b"})
     report = looked(write(tmp_path / "rated.jsonl", rated), hf)
     expected = {"missing rewards": [6], "mixed forms": [101], "tied rewards": [4], "inverted rewards": [5]}
