@@ -58,7 +58,8 @@ def align(
         The run's folder: checkpoints/, metrics.csv and what the loggers write.
 
     Raises:
-        UserError: something given is not as it must be; found before the run writes anything, a full disk apart.
+        UserError: something given is not as it must be; found before the run begins (tokenised rows may be left),
+            a full disk apart.
         GateError: the first step contradicts theory.
     """
     from aligner.engine import Run

@@ -123,7 +123,10 @@ def _explain(recipe: run.Partial, path: str, arg: str, error: Exception) -> str:
         near = difflib.get_close_matches(last, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"there is no such argument{hint} (there are: {', '.join(known)})"
-    return f"{arg.partition('=')[2]!r} does not fit ({str(error).splitlines()[0][:200]})"
+    value, choices = arg.partition("=")[2], re.search(r"Expected one of \((.*?)\)", str(error))
+    if choices:
+        return f"{value!r} is not one of {choices[1]}"
+    return f"{value!r} does not fit ({str(error).splitlines()[0][:200]})"
 
 
 def load_yaml(path: Path) -> run.Partial:

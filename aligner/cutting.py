@@ -38,6 +38,8 @@ class Cutting:
     """Positions that each row takes when it is packed, `[rows]`."""
     longest: np.ndarray
     """Tokens of the longest sequence of each row, `[rows]`."""
+    every: int = 1
+    """Each rank gets a multiple of so many micro-batches; interleaved pipelines go round in rows of their stages."""
     packs: Sequence[np.ndarray] | None = None
     """Rows of each unit, if the data was packed ahead of time; units beyond them, and otherwise all, are rows."""
 
@@ -61,7 +63,7 @@ class Cutting:
     def _dealt(self, units: list[Micro], ranks: int) -> list[list[Micro]]:
         """`micro_batch_size` units to a micro-batch, filled up with copies at the end; dealt to the ranks in turn."""
         size = self.micro_batch_size
-        missing = -len(units) % (ranks * size)
+        missing = -len(units) % (ranks * size * self.every)
         units = units + [[(row, False) for row, _ in units[0]]] * missing
         micros = [[row for unit in units[i : i + size] for row in unit] for i in range(0, len(units), size)]
         return [micros[rank::ranks] for rank in range(ranks)]
@@ -70,14 +72,15 @@ class Cutting:
         lengths = self.tokens[units]
         packs = pack(lengths, self.micro_batch_size * self.pack_size)
         # As many for every rank: the fullest in number are halved until it comes out even.
-        while len(packs) % ranks and len(packs) < len(units):
+        together = ranks * self.every
+        while len(packs) % together and len(packs) < len(units):
             largest = max(range(len(packs)), key=lambda i: len(packs[i]))
             whole = packs[largest]
             packs[largest], half = whole[::2], whole[1::2]
             packs.append(half)
         packs.sort(key=lambda places: -int(lengths[places].sum()))
         micros: list[Micro] = [[(int(units[place]), True) for place in places] for places in packs]
-        micros += [[(int(units[lengths.argmin()]), False)]] * (-len(micros) % ranks)
+        micros += [[(int(units[lengths.argmin()]), False)]] * (-len(micros) % together)
         # There and back, so that no rank gets the longest of every round.
         rounds = [micros[i : i + ranks] for i in range(0, len(micros), ranks)]
         return [[r[rank if i % 2 == 0 else ranks - 1 - rank] for i, r in enumerate(rounds)] for rank in range(ranks)]

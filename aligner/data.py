@@ -6,7 +6,7 @@ Global batch k holds the same examples whatever the number of ranks and the micr
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -35,7 +35,7 @@ from aligner.examples import Kind, OverLong, check_share  # noqa: E402
 from aligner.loading import Onwards, loader  # noqa: E402
 from aligner.order import Order  # noqa: E402
 
-Files = Union[str, list[Any], Callable[[], str]]
+Files = Union[list[Any], str, Callable[[], str]]
 
 
 class Sampler(MegatronDataSampler):
@@ -113,16 +113,19 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             global_batch_size=global_batch_size,
             output_log=False,
         )
+        self._made: dict[Split, Any] = {}
         self._weights: tuple[float, ...] = ()
-        self._pad_id, self._multiple, self._row_multiple, self._steps = 0, 1, 1, 0
+        self._pad_id, self._multiple, self._row_multiple, self._every, self._steps = 0, 1, 1, 1, 0
 
     # ---- before training: everything that can be refused is refused here ------------------------------------
 
-    @functools.cached_property
-    def _sources(self) -> dict[Split, Any]:
-        """What was given for each split; files that have to be made are made now."""
+    def _sources(self) -> Iterator[tuple[Split, Any]]:
+        """What was given for each split; a file that has to be made is made when its turn comes."""
         given: dict[Split, Any] = {"train": self.train, "validation": self.validation}
-        return {split: x() if callable(x) else x for split, x in given.items() if x is not None and x != ""}
+        for split, source in given.items():
+            if source is not None and source != "":
+                self._made[split] = self._made.get(split) or (source() if callable(source) else source)
+                yield split, self._made[split]
 
     def read(self) -> None:
         """Read and check the rows without a tokenizer, where it will be a while before there is one.
@@ -130,15 +133,18 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         Raises:
             RowError: a file or row is not as it must be.
         """
-        for split, source in self._sources.items():
+        for split, source in self._sources():
             if not prepacked.is_packed(source):
                 for part in sources.parts(source, f"data.{split}"):
                     check_rows(part.path)
 
-    def prepare(self, tokenizer: Any, *, kind: Kind, runs: Path, multiple: int = 1, row_multiple: int = 1) -> None:
+    def prepare(
+        self, tokenizer: Any, *, kind: Kind, runs: Path, multiple: int = 1, row_multiple: int = 1, every: int = 1
+    ) -> None:
         """Have everything tokenised, in `cache_dir` or beside the `runs`.
 
-        Each sequence will take a multiple of `multiple` positions in a batch, and each row of `row_multiple`.
+        Each sequence will take a multiple of `multiple` positions in a batch, each row of `row_multiple`; a step has a
+        multiple of `every` micro-batches.
 
         Raises:
             RowError, ConfigError: see `aligner.cache.token_file`; or fewer examples than one global batch, or one that
@@ -146,7 +152,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         """
         settings = Settings(kind, self.seq_length, self.as_chat, self.over_long)
         folder = Path(self.cache_dir).expanduser() if self.cache_dir else runs / "tokens"
-        for split, source in self._sources.items():
+        for split, source in self._sources():
             if prepacked.is_packed(source):
                 files, self.packs[split] = prepacked.load(Path(source), tokenizer, settings, f"data.{split}")
             else:
@@ -164,7 +170,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             )
         hf = getattr(tokenizer, "tokenizer", tokenizer)
         self._pad_id = hf.pad_token_id if hf.pad_token_id is not None else hf.eos_token_id
-        self._multiple, self._row_multiple = multiple, row_multiple
+        self._multiple, self._row_multiple, self._every = multiple, row_multiple, every
         for split, corpus in self.examples.items():
             self._check_room(split, corpus)
         files = self.examples["train"].files
@@ -181,7 +187,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
     def _check_room(self, split: Split, corpus: Corpus) -> None:
         if self.batching != "packed" or split in self.packs:
             return
-        cutting = self._cutting(split)
+        cutting = self.cutting(split)
         tokens = cutting.tokens
         if len(tokens) and tokens.max() > cutting.pack_size:
             raise ConfigError(
@@ -220,7 +226,8 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             return self.global_batch_size
         return sum(len(self.packs["train"][unit]) for unit in self.global_batch(step))
 
-    def _cutting(self, split: Split) -> Cutting:
+    def cutting(self, split: Split) -> Cutting:
+        """How global batches of a split are cut."""
         places, step = self.examples[split].positions(self._multiple), self._multiple * self._row_multiple
         longest = -(-self.seq_length // step) * step
         return Cutting(
@@ -230,11 +237,12 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             self.pack_size // self._row_multiple * self._row_multiple if self.pack_size else places.shape[1] * longest,
             tokens=places.sum(axis=1),
             longest=places.max(axis=1),
+            every=self._every,
             packs=self.packs.get(split),
         )
 
     def _loader(self, split: Split, units: Callable[[int], np.ndarray], steps: Onwards, mode: str) -> WrappedDataLoader:
-        cutting = self._cutting(split)
+        cutting = self.cutting(split)
         lay = functools.partial(
             collate,
             pad_id=self._pad_id,

@@ -140,6 +140,7 @@ class Run:
             # Context parallelism gives every rank two pieces of each sequence.
             multiple=2 * context if context > 1 else 1,
             row_multiple=(tensor if parallel.sequence_parallel else 1) * context,
+            every=(parallel.virtual_pipeline_model_parallel_size and parallel.pipeline_model_parallel_size) or 1,
         )
 
     def _plan(self) -> int:

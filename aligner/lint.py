@@ -39,9 +39,9 @@ def _lint(
 
 
 def lint_preferences(
-    train: Union[str, list[Any]],
+    train: Union[list[Any], str],
     tokenizer: str,
-    validation: Optional[Union[str, list[Any]]] = None,
+    validation: Optional[Union[list[Any], str]] = None,
     seq_length: int = 2048,
     micro_batch_size: int = 8,
     global_batch_size: int = 256,

@@ -73,7 +73,7 @@ def load(folder: Path, tokenizer: Any, settings: Settings, field: str) -> tuple[
 
 
 def pack_preferences(
-    train: Union[str, list[Any]],
+    train: Union[list[Any], str],
     tokenizer: str,
     output: str,
     seq_length: int = 2048,

@@ -1,5 +1,6 @@
 """Runs of more than one rank, with a time limit."""
 
+import json
 import os
 import signal
 import socket
@@ -38,3 +39,32 @@ def torchrun(folder: Path, ranks: int, jobs: list[Any]) -> None:
         output, _ = process.communicate()
         pytest.fail(f"hung after {TIME_LIMIT} s:\n{output[-4000:]}")
     assert process.returncode == 0, output[-4000:]
+
+
+EACH = """
+import json, os, sys
+import aligner.cli, aligner.engine, nemo.collections.llm
+for i, words in enumerate(json.loads(sys.argv[1])):
+    child = os.fork()
+    if not child:
+        for stream, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{i}.{name}", os.O_WRONLY | os.O_CREAT), stream)
+        sys.argv = ["nemo", *words]
+        from nemo_run.__main__ import app
+        sys.exit(app())
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def nemo_each(commands: list[list[str]], folder: Path) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of `nemo` commands, each in a process of its own; NeMo is imported once for all."""
+    env = os.environ | {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    done = subprocess.run(
+        [sys.executable, "-c", EACH, json.dumps(commands)],
+        cwd=folder, env=env, capture_output=True, text=True, timeout=TIME_LIMIT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    codes = map(int, done.stdout.split())
+    return [
+        (code, (folder / f"{i}.out").read_text(), (folder / f"{i}.err").read_text()) for i, code in enumerate(codes)
+    ]

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
+from launching import nemo_each
 
 NEMO = Path(sys.executable).parent / "nemo"
 
@@ -20,29 +20,38 @@ def nemo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_our_commands_stand_beside_nemos(tmp_path: Path) -> None:
     done = nemo("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for command in ("align", "import-hf", "export-hf", "merge", "pretrain", "finetune", "export"):
+    for command in (
+        "align",
+        "import-hf",
+        "export-hf",
+        "merge",
+        "lint-preferences",
+        "pack-preferences",
+        "pretrain",
+        "export",
+    ):
         assert f" {command} " in done.stdout
     assert "could not register" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--factory", "tiny_dpo", "-y", "loss.bta=1"], "loss.bta: there is no such argument"),
-        (["--factory", "tiny_dop", "-y"], "--factory: there is no 'tiny_dop'; there are: smollm2_135m_dpo"),
-        (["-y"], "--factory: missing"),
-        (["--factory", "tiny_dpo", "-y", "loss=dpi"], "loss: there is no 'dpi'; there are: dpo, robust_dpo, ipo"),
-        (["--factory", "tiny_dpo", "-y", "loss.beta=0"], "loss.beta: must be above 0"),
-        (["-f", "tiny_dpo", "-y", "data.train=none.jsonl"], "none.jsonl: no such file"),
-        (["--factory", "tiny_dpo", "-y", "run.executor=nowhere"], "nowhere"),
-    ],
-    ids=["misspelt", "unknown factory", "no factory", "unknown loss", "no beta", "no file", "unknown executor"],
-)  # fmt: skip
-def test_a_mistake_is_one_clear_line_and_exit_code_1(tmp_path: Path, arguments: list[str], message: str) -> None:
-    done = nemo("align", *arguments, cwd=tmp_path)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+MISTAKES = [
+    (["--factory", "tiny_dpo", "-y", "loss.bta=1"], "loss.bta: there is no such argument"),
+    (["--factory", "tiny_dop", "-y"], "--factory: there is no 'tiny_dop'; there are: smollm2_135m_dpo"),
+    (["-y"], "--factory: missing"),
+    (["--factory", "tiny_dpo", "-y", "loss=dpi"], "loss: there is no 'dpi'; there are: dpo, robust_dpo, ipo"),
+    (["--factory", "tiny_dpo", "-y", "loss.beta=0"], "loss.beta: must be above 0"),
+    (["-f", "tiny_dpo", "-y", "data.train=none.jsonl"], "none.jsonl: no such file"),
+    (["--factory", "tiny_dpo", "-y", "run.executor=nowhere"], "nowhere"),
+    (["--factory", "tiny_dpo", "-y", "data.batching=pack"], "data.batching: 'pack' is not one of 'padded', 'length_g"),
+]
+
+
+def test_a_mistake_is_one_clear_line_and_exit_code_1(tmp_path: Path) -> None:
+    done = nemo_each([["llm", "align", *arguments] for arguments, _ in MISTAKES], tmp_path)
+    for (code, _, said), (arguments, message) in zip(done, MISTAKES, strict=True):
+        assert code == 1, arguments
+        assert message in said
+        assert "Traceback" not in said
     assert not (tmp_path / "runs").exists()
 
 

@@ -3,12 +3,11 @@
 import json
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launching import nemo_each
 from tokenizing import byte_level
 
 from aligner.lint import lint
@@ -165,17 +164,13 @@ def test_the_helpful_honest_harmless_pairs_have_no_errors(hf: Any) -> None:
 
 def test_the_command_writes_and_tells_by_its_exit_code(tmp_path: Path, hf: Any) -> None:
     hf.save_pretrained(tmp_path / "tokenizer")
-    command = [str(Path(sys.executable).with_name("nemo")), "llm", "lint-preferences", "-y", "seq_length=200"]
-    command += [f"tokenizer={tmp_path}/tokenizer", f"html={tmp_path}/x.html"]
-    for name, rows, code in (("good", clean(20), 0), ("bad", clean(20) + SPOILED["empty"], 1)):
-        path = write(tmp_path / f"{name}.jsonl", rows)
-        arguments = [
-            f"train={path}",
-            f"tokenizer={tmp_path}/tokenizer",
-            f"json={tmp_path}/{name}.json",
-            f"html={tmp_path}/x.html",
-        ]
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True)
-        assert done.returncode == code, done.stderr
+    files = {"good": (clean(20), 0), "bad": (clean(20) + SPOILED["empty"], 1)}
+    command = ["llm", "lint-preferences", "-y", "seq_length=200", "tokenizer=tokenizer", "html=x.html"]
+    for name, (rows, _) in files.items():
+        write(tmp_path / f"{name}.jsonl", rows)
+    done = nemo_each([[*command, f"train={name}.jsonl", f"json={name}.json"] for name in files], tmp_path)
+    for (code, said, error), (name, (rows, expected)) in zip(done, files.items(), strict=True):
+        assert code == expected, error
         (report,) = json.loads((tmp_path / f"{name}.json").read_text())
         assert report["rows"] == len(rows) and bool(report["findings"]) == (name == "bad")
+        assert f"train: {name}.jsonl" in said and "written: x.html" in said
