@@ -75,7 +75,7 @@ def text(report: LintReport) -> str:
         bars = "".join(BARS[-(-count * (len(BARS) - 1) // most)] for count in counts)
         lines.append(f"  {name:<34} {edges[0]:,.6g} {bars} {edges[-1]:,.6g}")
     for finding in report.findings:
-        lines += ["", f"  {finding.severity.upper()}: {finding.count:,} {finding.title} ({finding.share:.1%})"]
+        lines += ["", f"  {finding.severity.upper()}: {finding.title}: {finding.count:,} ({finding.share:.1%})"]
         if finding.detail:
             lines.append(f"    {finding.detail}")
         lines += [f"    at {', '.join(finding.where)}", f"    -> {finding.remedy}"]

@@ -1,38 +1,13 @@
-"""`nemo llm align` as a user types it, each in a process of its own."""
+"""`nemo llm` as a user types it, each command in a process of its own."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import pytest
 import yaml
 from launching import nemo_each
-
-NEMO = Path(sys.executable).parent / "nemo"
-
-
-def nemo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    # A wide terminal, so that tables do not cut what is looked for.
-    env = os.environ | {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
-    return subprocess.run([str(NEMO), "llm", *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
-
-
-def test_our_commands_stand_beside_nemos(tmp_path: Path) -> None:
-    done = nemo("--help", cwd=tmp_path)
-    assert done.returncode == 0
-    for command in (
-        "align",
-        "import-hf",
-        "export-hf",
-        "merge",
-        "lint-preferences",
-        "pack-preferences",
-        "pretrain",
-        "export",
-    ):
-        assert f" {command} " in done.stdout
-    assert "could not register" not in done.stderr
-
 
 MISTAKES = [
     (["--factory", "tiny_dpo", "-y", "loss.bta=1"], "loss.bta: there is no such argument"),
@@ -44,33 +19,77 @@ MISTAKES = [
     (["--factory", "tiny_dpo", "-y", "run.executor=nowhere"], "nowhere"),
     (["--factory", "tiny_dpo", "-y", "data.batching=pack"], "data.batching: 'pack' is not one of 'padded', 'length_g"),
 ]
+CHOSEN = ["loss.beta=0.2", "loss=ipo", "reference=moving", "reference.every=5", "peft=lora", "peft.dim=8"]
+COMMANDS = {
+    "help": ["--help"],
+    "lint help": ["lint-preferences", "--help"],
+    "to yaml": ["align", "--factory", "tiny_dpo", "loss.beta=0.05", "--to-yaml", "recipe.yaml"],
+    "from yaml": ["align", "--yaml", "recipe.yaml", "trainer.max_steps=7", "--dryrun", "-y"],
+    "chosen": ["align", "--factory", "tiny_dpo", *CHOSEN, "--to-yaml", "chosen.yaml"],
+    **{message: ["align", *arguments] for arguments, message in MISTAKES},
+}
 
 
-def test_a_mistake_is_one_clear_line_and_exit_code_1(tmp_path: Path) -> None:
-    done = nemo_each([["llm", "align", *arguments] for arguments, _ in MISTAKES], tmp_path)
-    for (code, _, said), (arguments, message) in zip(done, MISTAKES, strict=True):
-        assert code == 1, arguments
-        assert message in said
-        assert "Traceback" not in said
-    assert not (tmp_path / "runs").exists()
+class Typed(NamedTuple):
+    """What became of a command."""
+
+    code: int
+    said: str
+    errors: str
 
 
-def test_yaml_makes_the_round_trip_and_overrides_still_count(tmp_path: Path) -> None:
-    done = nemo("align", "--factory", "tiny_dpo", "loss.beta=0.05", "--to-yaml", "recipe.yaml", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["loss"]["beta"] == 0.05
-    done = nemo("align", "--yaml", "recipe.yaml", "trainer.max_steps=7", "--dryrun", "-y", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "max_steps=7" in done.stdout
-    assert "beta=0.05" in done.stdout
-    assert not (tmp_path / "runs").exists()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli")
 
 
-def test_loss_reference_and_adapters_are_chosen_by_name(tmp_path: Path) -> None:
-    chosen = ["loss.beta=0.2", "loss=ipo", "reference=moving", "reference.every=5", "peft=lora", "peft.dim=8"]
-    done = nemo("align", "--factory", "tiny_dpo", *chosen, "--to-yaml", "recipe.yaml", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    written = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+@pytest.fixture(scope="module")
+def typed(folder: Path) -> dict[str, Typed]:
+    """All commands, one after the other, in one folder."""
+    done = nemo_each([["llm", *words] for words in COMMANDS.values()], folder)
+    return {name: Typed(*found) for name, found in zip(COMMANDS, done, strict=True)}
+
+
+def test_our_commands_stand_beside_nemos(typed: dict[str, Typed]) -> None:
+    done = typed["help"]
+    assert done.code == 0
+    ours = ("align", "import-hf", "export-hf", "merge", "lint-preferences", "pack-preferences")
+    for command in (*ours, "pretrain", "finetune", "export"):
+        assert f" {command} " in done.said
+    assert "could not register" not in done.errors
+
+
+def test_help_tells_the_arguments(typed: dict[str, Typed]) -> None:
+    said = typed["lint help"].said
+    for words in (
+        "exit code 1",
+        "tokenizer=",
+        "seq_length= [2048]",
+        "nemo llm lint-preferences -y train=... tokenizer=...",
+    ):
+        assert words in said
+
+
+@pytest.mark.parametrize("message", [message for _, message in MISTAKES])
+def test_a_mistake_is_one_clear_line_and_exit_code_1(typed: dict[str, Typed], folder: Path, message: str) -> None:
+    done = typed[message]
+    assert done.code == 1
+    assert message in done.errors
+    assert "Traceback" not in done.errors
+    assert not (folder / "runs").exists()
+
+
+def test_yaml_makes_the_round_trip_and_overrides_still_count(typed: dict[str, Typed], folder: Path) -> None:
+    assert typed["to yaml"].code == 0, typed["to yaml"].errors
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["loss"]["beta"] == 0.05
+    done = typed["from yaml"]
+    assert done.code == 0, done.errors
+    assert "max_steps=7" in done.said and "beta=0.05" in done.said
+
+
+def test_loss_reference_and_adapters_are_chosen_by_name(typed: dict[str, Typed], folder: Path) -> None:
+    assert typed["chosen"].code == 0, typed["chosen"].errors
+    written = yaml.safe_load((folder / "chosen.yaml").read_text())
     assert written["loss"] == {"_target_": "aligner.losses.ipo", "_partial_": True, "beta": 0.2}
     assert written["reference"] == {"_target_": "aligner.reference.Moving", "every": 5}
     assert written["peft"]["dim"] == 8

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from launching import nemo_each
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -86,11 +87,9 @@ def test_two_commands_train_both_stages_and_adapters_on_them(tmp_path: Path) -> 
 
     lines = [words for _, words in commands() if any("sums_" in word for word in words)]
     assert [words[2] for words in lines] == ["align", "align", "align", "merge", "export-hf"]
-    nemo = str(Path(sys.executable).parent / "nemo")
-    for words in lines:
-        short = ["trainer.max_steps=10"] if words[2] == "align" else []
-        done = subprocess.run([nemo, *words[1:], *short], capture_output=True, text=True, timeout=240, cwd=tmp_path)
-        assert done.returncode == 0, (words, done.stderr[-3000:])
+    short = [[*words[1:], *(["trainer.max_steps=10"] if words[2] == "align" else [])] for words in lines]
+    for words, (code, _, errors) in zip(lines, nemo_each(short, tmp_path), strict=True):
+        assert code == 0, (words, errors[-3000:])
     sft, dpo, lora = (read_metrics(tmp_path / f"runs/sums_{stage}/metrics.csv") for stage in ("sft", "dpo", "lora"))
     assert sft[-1]["train/loss"] < sft[0]["train/loss"]
     for rows in (dpo, lora):

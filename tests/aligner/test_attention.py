@@ -29,15 +29,18 @@ class Groups:
 def megatron() -> Iterator[None]:
     """Its patches for this machine, and the buffer that its attention works in."""
     cpu.install()
+    tracker: Any = tensor_parallel.get_cuda_rng_tracker()
     had = parallel_state._GLOBAL_MEMORY_BUFFER is not None
     if not had:
         parallel_state._set_global_memory_buffer()
-        with cpu.one_device():
-            tensor_parallel.get_cuda_rng_tracker().add("model-parallel-rng", 1)  # type: ignore[union-attr]
+    states = tracker.get_states()
+    tracker.reset()
+    with cpu.one_device():
+        tracker.add("model-parallel-rng", 1)
     yield
+    tracker.set_states(states)
     if not had:
         parallel_state.destroy_global_memory_buffer()
-        tensor_parallel.get_cuda_rng_tracker().reset()  # type: ignore[union-attr]
 
 
 def layers(groups: int, **options: Any) -> tuple[Any, Any]:

@@ -151,7 +151,7 @@ def test_the_page_stands_alone_and_shows_no_markup_of_the_data(tmp_path: Path, h
     html = page([report])
     assert "<b>odd" not in html and "&lt;b&gt;odd" in html
     assert html.count("<svg") == 2 and not re.search(r"<script|<link|<img|src=|url\(h", html)
-    assert "ERROR: 2 rows that cannot be read" in text(report)
+    assert "ERROR: rows that cannot be read: 2 (2.0%)" in text(report)
 
 
 @pytest.mark.skipif(not HHH.exists(), reason="shared data is not here")
