@@ -235,7 +235,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             self.micro_batch_size,
             # What rounds a row up belongs to its last sequence, and must find room as well.
             self.pack_size // self._row_multiple * self._row_multiple if self.pack_size else places.shape[1] * longest,
-            tokens=places.sum(axis=1),
+            tokens=places.sum(axis=1, dtype=np.int32),
             longest=places.max(axis=1),
             every=self._every,
             packs=self.packs.get(split),

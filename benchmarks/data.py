@@ -8,6 +8,7 @@ alone (RssAnon); mapped pages of the token file are the kernel's to keep or drop
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -16,29 +17,35 @@ from pathlib import Path
 import numpy as np
 
 READER = """
-import json, sys, time
+import json, sys, threading, time
 from pathlib import Path
 from transformers import AutoTokenizer
 from aligner.data import AlignDataModule
 rows, tokenizer, folder = sys.argv[1:4]
-hf = AutoTokenizer.from_pretrained(tokenizer)
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) / 1024
-before = anonymous()
+before = peak = anonymous()
+def watch():
+    global peak
+    while True:
+        peak = max(peak, anonymous())
+        time.sleep(0.005)
+threading.Thread(target=watch, daemon=True).start()
 began = time.perf_counter()
 data = AlignDataModule(train=rows, seq_length=1024, global_batch_size=256, batching="packed", cache_dir=folder)
-data.prepare(hf, kind="pairs", runs=Path(folder))
+data.prepare(AutoTokenizer.from_pretrained(tokenizer), kind="pairs", runs=Path(folder))
 data.plan(max_steps=1000)
 class Trainer:
     global_step = 0
 data.trainer = Trainer()
 batches = iter(data.train_dataloader())
-first = next(batches)
+next(batches)
 seconds = time.perf_counter() - began
-opened = anonymous() - before
 for _ in range(20):
     next(batches)
-print(json.dumps({"first_batch": seconds, "opened": opened, "read": anonymous() - before}))
+for _, _ in zip(range(20), data.scoring_dataloader("train")):
+    pass
+print(json.dumps({"first_batch": seconds, "peak": peak - before}))
 """
 
 
@@ -85,6 +92,7 @@ def main(count: int, folder: Path) -> None:
     from aligner.lint_finder import Options
 
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "tokens", ignore_errors=True)  # of an earlier run
     sizes = {"a tenth": count // 10, "all": count}
     files = {name: folder / f"rows-{size}.jsonl" for name, size in sizes.items()}
     for name, path in files.items():
@@ -104,12 +112,12 @@ def main(count: int, folder: Path) -> None:
         found[part] = read(path, name, folder / "tokens")
         one = found[part]
         print(
-            f"second start, {part:<8} first batch after {one['first_batch']:.2f} s; memory of its own "
-            f"{one['opened']:.0f} MB when opened, {one['read']:.0f} MB after 20 global batches",
+            f"second start, {part:<8} first batch {one['first_batch']:.2f} s after the imports; peak memory of its own "
+            f"{one['peak']:.0f} MB above them while it trains and scores",
             flush=True,
         )
-    ratio = found["all"]["read"] / found["a tenth"]["read"]
-    print(f"ten times the rows: {ratio:.2f} times the memory")
+    more = found["all"]["peak"] - found["a tenth"]["peak"]
+    print(f"{more * 2**20 / (count - count // 10):.0f} bytes a row more for ten times the rows")
     began = time.perf_counter()
     (report,) = lint(str(files["all"]), hf, options=Options(1024))
     seconds = time.perf_counter() - began
