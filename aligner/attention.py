@@ -53,6 +53,8 @@ class ScaledDotProductAttention(DotProductAttention):
             self.attn_mask_type == AttnMaskType.causal
             and self.softmax_offset is None
             and self.scale_mask_softmax.window_size is None
+            # Megatron divides by the layer's number here and multiplies by it in the softmax.
+            and self.scale_mask_softmax.scale is None
         )
 
     def _causal(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

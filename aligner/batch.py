@@ -31,7 +31,7 @@ class Item:
     """Row of its split; where its reference stands and where a score computed for it belongs."""
     example: Example
     valid: bool = True
-    """False for the copies that fill up the last global batch of a validation; they weigh nothing."""
+    """False for the copies that fill up places so that every rank has as many; they weigh nothing."""
     mismatched: Item | None = None
     """Its prompt with another's response, if the objective asks for one."""
 
@@ -83,7 +83,8 @@ def sequence_tokens(prompt: Any, response: Any, multiple: int = 1) -> Any:
 
     The last token of a sequence is only ever a label. Rounded up to a multiple of `multiple`.
     """
-    return -(-(prompt + response - 1) // multiple) * multiple
+    taken = prompt + response - 1
+    return taken if multiple == 1 else -(-taken // multiple) * multiple
 
 
 def collate(

@@ -17,7 +17,6 @@ import functools
 import hashlib
 import json
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from tqdm import tqdm
 from aligner import parallel
 from aligner.examples import Example, Kind, OverLong, Report, examples
 from aligner.files import written_whole
+from aligner.naming import content_hash, tokenizer_hash
 from aligner.rows import Census, Row, parse_line
 from aligner.sources import CHUNK, Chunk, chunks
 from aligner.tokens import ResponseTokenizer
@@ -172,6 +172,8 @@ class _Encoded:
     """What became of a chunk of lines."""
 
     batch: bytes
+    digests: bytes
+    """A hash of each example, end to end."""
     examples: int
     report: Report
     census: Census
@@ -188,7 +190,7 @@ def _make(path: Path, hf: Any, settings: Settings, folder: Path, parts: dict[str
             report.merge(encoded.report)
             census.merge(encoded.census)
             count += encoded.examples
-            digest.update(encoded.batch)
+            digest.update(encoded.digests)
             writer.write_batch(pa.ipc.read_record_batch(pa.py_buffer(encoded.batch), _schema(settings)))
     census.check(path)
     meta = {
@@ -211,16 +213,24 @@ def over_chunks(path: Path, make: Callable[[], Callable[[Chunk], Any]], title: s
             yield result
 
 
-def check_rows(path: Path) -> None:
-    """Read the rows of a file for their mistakes alone; no tokenizer is needed.
+def check_rows(path: Path, folder: Path) -> None:
+    """Read the rows of a file for their mistakes alone, once; no tokenizer is needed.
+
+    That they were found good is remembered in `folder`.
 
     Raises:
         RowError: the first mistake, with its `file:line`.
     """
-    census = Census()
-    for found in over_chunks(path, _counter, f"Rows of {path.name}"):
-        census.merge(found)
-    census.check(path)
+    good = folder / "files" / f"{content_hash(path, folder)}-{VERSION}.good"
+    good.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{good}.lock"):
+        if good.exists():
+            return
+        census = Census()
+        for found in over_chunks(path, _counter, f"Rows of {path.name}"):
+            census.merge(found)
+        census.check(path)
+        good.touch()
 
 
 def _counter() -> Callable[[Chunk], Census]:
@@ -243,7 +253,8 @@ def _encoder(hf: Any, settings: Settings) -> Callable[[Chunk], _Encoded]:
             rows, encode, kind=settings.kind, seq_length=settings.seq_length, over_long=settings.over_long
         )
         batch = pa.record_batch(_columns(found, settings), schema=_schema(settings))
-        return _Encoded(batch.serialize().to_pybytes(), len(found), report, census)
+        digests = b"".join(map(_digest, found))
+        return _Encoded(batch.serialize().to_pybytes(), digests, len(found), report, census)
 
     return encoded
 
@@ -267,44 +278,13 @@ def _columns(found: list[Example], settings: Settings) -> list[pa.Array]:
     ]
 
 
+def _digest(e: Example) -> bytes:
+    """Of what an example says, wherever it stands."""
+    lengths = [len(e.prompt), *map(len, e.responses)]
+    tokens = np.asarray([*lengths, *e.prompt, *(token for r in e.responses for token in r)], np.int32).tobytes()
+    return hashlib.blake2b(tokens + repr((e.rewards, e.desirable)).encode(), digest_size=16).digest()
+
+
 def _hash(tokens: list[int]) -> int:
     packed = np.asarray(tokens, np.int32).tobytes()
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little", signed=True)
-
-
-# ---- what a name is made of -------------------------------------------------------------------------------------
-
-
-def tokenizer_hash(hf: Any) -> str:
-    """Of everything that decides which tokens a text becomes."""
-    hf("")  # leaves no padding or truncation of an earlier call behind
-    inside = hf.backend_tokenizer.to_str() if hf.is_fast else [sorted(hf.get_vocab().items()), repr(hf.init_kwargs)]
-    parts = [type(hf).__name__, inside, hf.chat_template, hf.bos_token, hf.eos_token]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def content_hash(path: Path, folder: Path) -> str:
-    """Of a file's bytes; remembered in `folder` for as long as its size and times stay as they are."""
-    state = _state(path)
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-    known = folder / "files" / f"{name}.json"
-    try:
-        remembered = json.loads(known.read_text())
-        if remembered["state"] == state:
-            return remembered["content"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    # A file written within the clock's last tick may change again without showing it.
-    if time.time_ns() - max(state[:2]) > 2e9 and _state(path) == state:
-        with written_whole(known) as partial:
-            partial.write_text(json.dumps({"path": str(path.resolve()), "state": state, "content": digest.hexdigest()}))
-    return digest.hexdigest()
-
-
-def _state(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]

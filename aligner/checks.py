@@ -145,7 +145,13 @@ def _end_to_end(run: Run) -> None:
         "window_size": getattr(config, "window_size", None),
         "softmax_type": None if getattr(config, "softmax_type", "vanilla") == "vanilla" else config.softmax_type,
         "multi_latent_attention": getattr(config, "multi_latent_attention", False),
+        "apply_query_key_layer_scaling": getattr(config, "apply_query_key_layer_scaling", False),
     }
+    if getattr(config, "attn_logit_softcapping", None):
+        raise ConfigError(
+            f"data.batching: {data.batching} lays sequences end to end, which NeMo's attention for "
+            "model.config.attn_logit_softcapping (Gemma 2) refuses; use data.batching=length_grouped"
+        )
     asked = [name for name, value in special.items() if value]
     if asked and cpu.no_transformer_engine():
         raise ConfigError(
@@ -164,6 +170,8 @@ def _batches(data: AlignDataModule, *, data_parallel_size: int) -> None:
     for name in ("micro_batch_size", "global_batch_size", "seq_length"):
         if getattr(data, name) < 1:
             raise ConfigError(f"data.{name}: must be at least 1, found {getattr(data, name)}")
+    if data.pack_size is not None and data.pack_size < 1:
+        raise ConfigError(f"data.pack_size: must be at least 1, found {data.pack_size}")
     packed = data.batching == "packed"
     if data.pack_size is not None and not packed:
         raise ConfigError(

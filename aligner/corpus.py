@@ -5,6 +5,8 @@ Dimensions: N examples, K responses of each.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,9 +31,9 @@ class Corpus(Sequence[Example]):
         """Put `files` end to end.
 
         Raises:
-            RowError: the rows of one have rewards and those of another have none.
+            RowError: the pairs of one have rewards and those of another have none.
         """
-        for file in files[1:]:
+        for file in files[1:] if files[0].settings.kind == "pairs" else ():
             if file.report.with_rewards != files[0].report.with_rewards:
                 having, lacking = sorted((files[0], file), key=lambda f: not f.report.with_rewards)
                 raise RowError(
@@ -68,6 +70,21 @@ class Corpus(Sequence[Example]):
     def positions(self, multiple: int = 1) -> np.ndarray:
         """Positions that each sequence of each row takes in a batch, `[rows, K]`."""
         return sequence_tokens(self.lengths[:, :1], self.lengths[:, 1:], multiple)
+
+    def packed_tokens(self, multiple: int = 1) -> np.ndarray:
+        """Positions that each row needs in a pack, int32 `[rows]`; its mismatched one will lie there in its stead."""
+        tokens = self.positions(multiple).sum(axis=1, dtype=np.int32)
+        if len(self._others):
+            tokens[: self.trained] = np.maximum(tokens[: self.trained], tokens[self.trained :])
+        return tokens
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of the tokens and rewards, in order."""
+        parts = [file.meta["fingerprint"] for file in self.files]
+        # Mismatched responses are cut to it.
+        parts.append(str(self._within))
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def mismatched(self, row: int) -> int | None:
         """The row of an example's mismatched one, if there are any."""

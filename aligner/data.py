@@ -5,7 +5,6 @@ Global batch k holds the same examples whatever the number of ranks and the micr
 """
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -127,7 +126,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
                 self._made[split] = self._made.get(split) or (source() if callable(source) else source)
                 yield split, self._made[split]
 
-    def read(self) -> None:
+    def read(self, *, runs: Path) -> None:
         """Read and check the rows without a tokenizer, where it will be a while before there is one.
 
         Raises:
@@ -136,7 +135,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         for split, source in self._sources():
             if not prepacked.is_packed(source):
                 for part in sources.parts(source, f"data.{split}"):
-                    check_rows(part.path)
+                    check_rows(part.path, self._folder(runs))
 
     def prepare(
         self, tokenizer: Any, *, kind: Kind, runs: Path, multiple: int = 1, row_multiple: int = 1, every: int = 1
@@ -151,7 +150,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             no pack has room for.
         """
         settings = Settings(kind, self.seq_length, self.as_chat, self.over_long)
-        folder = Path(self.cache_dir).expanduser() if self.cache_dir else runs / "tokens"
+        folder = self._folder(runs)
         for split, source in self._sources():
             if prepacked.is_packed(source):
                 files, self.packs[split] = prepacked.load(Path(source), tokenizer, settings, f"data.{split}")
@@ -160,12 +159,13 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
                 self._take_weights(split, parts)
                 files = [token_file(part.path, tokenizer, settings, folder, say=console.say) for part in parts]
             corpus = Corpus(files, mismatched_within=self.seq_length if kind == "unpaired" else None)
-            check_share(corpus.report, seq_length=self.seq_length, limit=self.max_dropped_share)
+            for file in files:
+                check_share(file.report, file.path, seq_length=self.seq_length, limit=self.max_dropped_share)
             self.examples[split] = corpus
         if self.units("train") < self.global_batch_size:
             noun = "packs" if "train" in self.packs else "examples"
             raise ConfigError(
-                f"data.global_batch_size: {self.global_batch_size} {noun} a step, but {self.train} holds only "
+                f"data.global_batch_size: {self.global_batch_size} {noun} a step, but {self._made['train']} holds only "
                 f"{self.units('train')} that can be used ({self.examples['train'].report}); lower it or add data"
             )
         hf = getattr(tokenizer, "tokenizer", tokenizer)
@@ -176,6 +176,9 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         files = self.examples["train"].files
         sizes = (len(self.packs["train"]),) if "train" in self.packs else tuple(map(len, files))
         self.order = Order(self.seed, sizes, self._weights)
+
+    def _folder(self, runs: Path) -> Path:
+        return Path(self.cache_dir).expanduser() if self.cache_dir else runs / "tokens"
 
     def _take_weights(self, split: Split, parts: Sequence[sources.Part]) -> None:
         if parts[0].weight is None:
@@ -211,8 +214,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
 
     def fingerprint(self, split: Split) -> str:
         """Hash of the tokens and rewards of a split, in file order."""
-        parts = [file.meta["fingerprint"] for file in self.examples[split].files]
-        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+        return self.examples[split].fingerprint
 
     # ---- loaders ----------------------------------------------------------------------------------------------
 
@@ -235,7 +237,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             self.micro_batch_size,
             # What rounds a row up belongs to its last sequence, and must find room as well.
             self.pack_size // self._row_multiple * self._row_multiple if self.pack_size else places.shape[1] * longest,
-            tokens=places.sum(axis=1, dtype=np.int32),
+            tokens=self.examples[split].packed_tokens(self._multiple),
             longest=places.max(axis=1),
             every=self._every,
             packs=self.packs.get(split),
@@ -274,10 +276,11 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         """
         corpus, units = self.examples[split], np.arange(self.units(split))
         if split == "train":
-            order = self.order.epoch(0)
-            _, firsts = np.unique(order, return_index=True)
-            seen = order[np.sort(firsts)]
-            units = np.concatenate([seen, np.setdiff1d(units, seen)])
+            units = self.order.epoch(0)
+        if split == "train" and self._weights:
+            # A blend leaves some rows out of an epoch and brings others twice.
+            every, firsts = np.unique(units, return_index=True)
+            units = np.concatenate([units[np.sort(firsts)], np.setdiff1d(np.arange(corpus.trained), every)])
         others = np.arange(corpus.trained, len(corpus)) + len(self.packs.get(split, ()))
         return self._whole(split, units, others)
 

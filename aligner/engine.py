@@ -50,7 +50,7 @@ class Run:
         # checkpoint, at least the rows.
         start_first = self.model.tokenizer is None
         if start_first:
-            self.data.read()
+            self.data.read(runs=self.runs)
             self._find_start()
         self._tokenize()
         max_steps = self._plan()

@@ -154,7 +154,7 @@ def _fit(example: Example, seq_length: int, over_long: OverLong, report: Report)
     return replace(example, responses=tuple(response[:room] for response in example.responses))
 
 
-def check_share(report: Report, *, seq_length: int, limit: float) -> None:
+def check_share(report: Report, path: str, *, seq_length: int, limit: float) -> None:
     """See that something is left to learn from.
 
     Raises:
@@ -164,9 +164,9 @@ def check_share(report: Report, *, seq_length: int, limit: float) -> None:
     if report.kept and dropped <= limit * report.found:
         return
     if not report.found:
-        raise ConfigError(f"data: all {report.rows} rows are rejected responses; there is none to learn from")
+        raise ConfigError(f"{path}: all {report.rows} rows are rejected responses; there is none to learn from")
     reasons = "; ".join(f"{count} {reason}" for reason, count in report.dropped.items())
     raise ConfigError(
-        f"data.max_dropped_share: {dropped} of {report.found} examples would be dropped ({reasons}), more than "
-        f"{limit:.0%}; raise data.seq_length={seq_length}, clean the data, or allow a larger share"
+        f"data.max_dropped_share: {dropped} of {report.found} examples of {path} would be dropped ({reasons}), more "
+        f"than {limit:.0%}; raise data.seq_length={seq_length}, clean the data, or allow a larger share"
     )

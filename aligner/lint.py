@@ -78,7 +78,7 @@ def lint_preferences(
     reports = lint(train, named_tokenizer(tokenizer), options=options, validation=validation)
     print("\n\n".join(map(text, reports)))
     if json:
-        _write(json, to_json.dumps([report.as_dict() for report in reports], indent=1))
+        _write(json, to_json.dumps([report.as_dict() for report in reports], indent=1, allow_nan=False))
     if html:
         _write(html, page(reports))
     if any(report.errors for report in reports):

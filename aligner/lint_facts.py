@@ -20,16 +20,21 @@ NEAR_IDENTICAL = 0.95
 """Two answers are near-identical if a common beginning and end make up this share of the longer one's characters, or if
 they differ in case, spaces and the punctuation at their end only."""
 
-MARKS = ("near_identical", "merged_at_border", "doubled_bos", "doubled_eos", "role_marker", "special_token")
+MARKS = (
+    "near_identical", "same_tokens", "nothing_visible", "merged_at_border", "doubled_bos", "doubled_eos", "role_marker",
+    "special_token",
+)  # fmt: skip
 """What is marked of a row, bit by bit."""
 
-ROLE_MARKERS = re.compile(
-    r"<\|(?:im_start|im_end|user|assistant|system|end|eot_id|start_header_id|end_header_id|endoftext)\|>"
-    r"|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<extra_id_\d+>"
-    r"|^\s*(?:#{2,}\s*)?(?:Human|User|Assistant|System|Instruction|Response)\s*:",
-    re.MULTILINE,
+TEMPLATE = re.compile(
+    r"<\|(?:im_start|im_end|user|assistant|system|end|eot_id|eom_id|start_header_id|end_header_id|endoftext)\|>"
+    r"|</?s>|\[/?INST\]|<</?SYS>>|\[/?SYS\]|<(?:start|end)_of_turn>|<extra_id_\d+>"
 )
-"""Signs of a template or of a speaker; an answer that holds one teaches the model to speak for the other side, too."""
+_WHO = r"(?:\*\*|#{2,}[ \t]*)?(?:Human|User|Assistant|System|AI|Instruction|Response)[ \t]*:"
+SPEAKER = re.compile(rf"^[ \t]*{_WHO}", re.MULTILINE | re.IGNORECASE)
+SPEAKER_AFTER_BLANK = re.compile(rf"\n[ \t]*\n[ \t]*{_WHO}|\A[ \t]*(?:\*\*)?(?:Human|Assistant)[ \t]*:", re.IGNORECASE)
+"""Signs of a template, and of a speaker: after a blank line, or two of them (`Response: 404` alone may be an answer).
+An answer that holds one teaches the model to speak for the other side, too."""
 
 COLUMNS: dict[str, Any] = {
     "line": np.int64,
@@ -106,13 +111,17 @@ def _facts(row: Row, line: int, encode: ResponseTokenizer, specials: re.Pattern[
     merged = encode.merged
     prompt, responses = encode(row.source, row.prompt, answers)
     texts = [_plain(answer) for answer in answers]
+    bare, ends = zip(*(_without_ends(text, specials) for text in texts), strict=True)
+    same = pair and responses[0] == responses[1]
     marks = {
-        "near_identical": pair and _near(*texts),
+        "near_identical": pair and not same and _near(*texts),
+        "same_tokens": same,
+        "nothing_visible": not all(map(_visible, bare)),
         "merged_at_border": encode.merged > merged,
         "doubled_bos": bool(encode.bos) and prompt[:2] == encode.bos * 2,
-        "doubled_eos": any(set(tokens[-2:]) <= encode.special and len(tokens) > 1 for tokens in responses),
-        "role_marker": any(ROLE_MARKERS.search(specials.sub("", text)) for text in texts),
-        "special_token": any(specials.search(_without_end(text, specials)) for text in texts),
+        "doubled_eos": max(ends) > 1 or any(len(t) > 1 and set(t[-2:]) <= encode.special for t in responses),
+        "role_marker": any(_speaks_for_others(specials.sub("", text)) for text in texts),
+        "special_token": any(specials.search(text) for text in bare),
     }
     rewarded = pair and row.chosen_reward is not None and row.rejected_reward is not None
     preferred = 0 if pair or row.preferred is None else (1 if row.preferred else -1)
@@ -157,9 +166,19 @@ def _near(one: str, other: str) -> bool:
     return same + end >= NEAR_IDENTICAL * longer
 
 
-def _without_end(text: str, specials: re.Pattern[str]) -> str:
-    """The text before the special tokens that it ends in, as it may (`aligner.tokens`); two are another finding."""
-    found = list(specials.finditer(text))
+def _without_ends(text: str, specials: re.Pattern[str]) -> tuple[str, int]:
+    """The text before the special tokens that it ends in, and how many these are; one is as it may be."""
+    found, ends = list(specials.finditer(text)), 0
     while found and not text[found[-1].end() :].strip():
-        text = text[: found.pop().start()]
-    return text
+        text, ends = text[: found.pop().start()], ends + 1
+    return text, ends
+
+
+def _visible(text: str) -> bool:
+    return any(unicodedata.category(letter)[0] not in "CZ" for letter in text)
+
+
+def _speaks_for_others(text: str) -> bool:
+    if TEMPLATE.search(text) or SPEAKER_AFTER_BLANK.search(text):
+        return True
+    return len(SPEAKER.findall(text)) > 1

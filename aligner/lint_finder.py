@@ -39,10 +39,17 @@ class Finder:
 
     def find(self, bad: list[list[Bad]], others: Any) -> None:
         """Fill the report; `others` are the training rows, if these are the validation's."""
-        rows = len(self.table) + sum(map(len, bad))
-        self.report.numbers |= {"rows": rows, "readable": len(self.table), "pairs": len(self.pairs)}
-        self.rows = max(1, rows)
+        readable = len(self.table[["file", "line"]].drop_duplicates())
+        self.rows = max(1, readable + sum(map(len, bad)))
+        self.report.numbers |= {"rows": readable + sum(map(len, bad)), "readable": readable, "pairs": len(self.pairs)}
+        if len(self.table) > readable:
+            # A conversation makes an example of each of its answers.
+            self.report.numbers["examples"] = len(self.table)
         self._bad(bad)
+        held = set(self.table.file)
+        empty = [str(path) for i, path in enumerate(self.paths) if i not in held and not bad[i]]
+        if empty:
+            self.report.findings.append(Finding("no rows", len(empty), 1.0, [f"{path}:1" for path in empty[:SHOWN]]))
         if len(self.table):
             self._forms()
             self._repeats()
@@ -51,6 +58,10 @@ class Finder:
             self._marks()
             if others is not None:
                 self._add("leak", self.table[self.table.prompt.isin(others.prompt)])
+                if len(others) and bool(len(self.singles)) != bool((others.second_tokens < 0).any()):
+                    self._add("another form", self.table)
+            elif len(self.table) < self.options.global_batch_size:
+                self._add("too few rows", self.table, f"global_batch_size={self.options.global_batch_size}")
             self._batches()
         order = {"error": 0, "warning": 1}
         self.report.findings.sort(key=lambda f: (order[f.severity], -f.count))
@@ -64,15 +75,23 @@ class Finder:
         every = [(path, one) for path, found in zip(self.paths, bad, strict=True) for one in found]
         for fault in dict.fromkeys(one.fault for _, one in every):
             these = [(path, one) for path, one in every if one.fault == fault]
-            where, detail = [f"{path}:{one.line}" for path, one in these[:SHOWN]], these[0][1].message
+            where = [f"{path}:{one.line}" for path, one in these[:SHOWN]]
+            detail = "\n".join(one.message[:200] for _, one in these[:SHOWN])
             self.report.findings.append(Finding(fault, len(these), len(these) / self.rows, where, detail))
 
     def _forms(self) -> None:
-        if len(self.pairs) and len(self.singles):
-            self._add("mixed forms", self.singles)
-        judged = self.singles.preferred != 0
-        if judged.any():
-            self._add("missing preference", self.singles[~judged])
+        """Within each file; rewards across files, too, since the pairs of a run must have them alike."""
+        mixed, unjudged = [], []
+        for _, rows in self.table.groupby("file"):
+            single = rows.second_tokens < 0
+            if single.any() and not single.all():
+                mixed.append(rows[single] if single.mean() <= 0.5 else rows[~single])
+            judged = rows.preferred != 0
+            if single.all() and judged.any():
+                unjudged.append(rows[~judged])
+        for name, found in (("mixed forms", mixed), ("missing preference", unjudged)):
+            if found:
+                self._add(name, pd.concat(found))
         rated = self.pairs.gap.notna()
         if rated.any():
             self._add("missing rewards", self.pairs[~rated])
@@ -106,9 +125,10 @@ class Finder:
         name = "too many over-long" if len(over) > 0.1 * len(table) else "over-long"
         self._add(name, over, f"seq_length={limit}; the longest has {int(longest.max())} tokens")
         numbers = self.report.numbers
+        name, answers = ("chosen", self.pairs) if len(self.pairs) else ("response", table)
         numbers["tokens"] = {
             "prompt": _spread(table.prompt_tokens),
-            "chosen" if len(self.pairs) else "response": _spread(table.first_tokens),
+            name: _spread(answers.first_tokens),
             **({"rejected": _spread(self.pairs.second_tokens)} if len(self.pairs) else {}),
             "longest sequence of a row": _spread(longest),
         }
@@ -145,28 +165,32 @@ class Finder:
         numbers = self.report.numbers
         if not len(places):
             return
+        drawn = places[np.random.default_rng(0).permutation(len(places))]
         count = len(places) // options.micro_batch_size * options.micro_batch_size or len(places)
-        drawn = places[np.random.default_rng(0).permutation(len(places))[:count]]
-        cut = drawn.reshape(-1, min(options.micro_batch_size, count), drawn.shape[1])
+        cut = drawn[:count].reshape(-1, min(options.micro_batch_size, count), drawn.shape[1])
         padded = cut.max(axis=(1, 2)).sum() * cut.shape[1] * cut.shape[2]
         capacity = options.seq_length * places.shape[1]
-        packs = pack(places.sum(axis=1), capacity)
+        tokens, size = drawn.sum(axis=1), min(options.global_batch_size, len(drawn))
+        # As a run packs: each global batch for itself. A hundred of them say enough.
+        batches = [tokens[i : i + size] for i in range(0, len(tokens) - size + 1, size)][:100]
+        packs = sum(len(pack(batch, capacity)) for batch in batches)
+        whole = pack(tokens, capacity)
         numbers["packing"] = {
-            "padded_positions_per_token": float(padded / drawn.sum()),
+            "padded_positions_per_token": float(padded / drawn[:count].sum()),
             "micro_batch_size": options.micro_batch_size,
             "pack_size": capacity,
-            "pack_fill": fill(places.sum(axis=1), packs, capacity),
-            "examples_per_pack": len(places) / len(packs),
+            "pack_fill": float(sum(batch.sum() for batch in batches) / (packs * capacity)),
+            "examples_per_pack": sum(map(len, batches)) / packs,
+            "pack_fill_ahead_of_time": fill(tokens, whole, capacity),
         }
-        steps = len(places) // options.global_batch_size
-        # 100 steps are what a warm-up of 10 and a decay are worth; half of them still is a run.
+        # 100 steps are what a warm-up of 10 and a decay are worth.
         advised = options.global_batch_size
-        while advised > 8 and len(places) // advised < 100:
-            advised //= 2
+        while advised > options.micro_batch_size and len(places) // advised < 100:
+            advised = max(1, advised // 2 // options.micro_batch_size) * options.micro_batch_size
         numbers["global_batch"] = {
             "global_batch_size": options.global_batch_size,
-            "steps_per_epoch": steps,
-            "advised": advised,
+            "steps_per_epoch": len(places) // options.global_batch_size,
+            "advised": advised if advised <= len(places) else None,
             "steps_per_epoch_advised": len(places) // advised,
         }
 

@@ -25,7 +25,7 @@ KNOWN: dict[str, Known] = {
     ),
     "empty": Known(
         "error",
-        "empty or blank answers",
+        "empty or blank prompts or answers",
         "drop the rows or fill them in; a run would stop at the first",
     ),
     "same answers": Known(
@@ -60,13 +60,38 @@ KNOWN: dict[str, Known] = {
     ),
     "too many over-long": Known(
         "error",
-        "rows longer than seq_length, more than a run accepts (10%)",
-        "raise seq_length, or clean",
+        "rows longer than seq_length, more than a run accepts by default (10%)",
+        "raise seq_length, clean, or set data.over_long or data.max_dropped_share",
     ),
     "over-long": Known(
         "warning",
-        "rows longer than seq_length, which a run drops",
+        "rows longer than seq_length, which a run drops by default",
         "raise seq_length, or let them go",
+    ),
+    "no rows": Known(
+        "error",
+        "files without a row",
+        "see whether it is the right file; a run would stop",
+    ),
+    "too few rows": Known(
+        "error",
+        "fewer rows than a global batch holds",
+        "lower global_batch_size, or add data",
+    ),
+    "another form": Known(
+        "error",
+        "single responses in one split, pairs in the other",
+        "give both splits the same form",
+    ),
+    "same tokens": Known(
+        "warning",
+        "pairs whose answers become the same tokens, which a run drops",
+        "drop the rows",
+    ),
+    "nothing visible": Known(
+        "warning",
+        "answers in which nothing can be seen",
+        "drop the rows; they teach to end at once",
     ),
     "duplicate": Known(
         "warning",

@@ -19,6 +19,8 @@ def figures(report: LintReport) -> list[tuple[str, str]]:
     lines = [
         ("rows", f"{n['rows']:,}" + (f", {n['readable']:,} of them readable" if n["readable"] < n["rows"] else ""))
     ]
+    if "examples" in n:
+        lines.append(("examples", f"{n['examples']:,}, one of each answer of a conversation"))
     for name, spread in n.get("tokens", {}).items():
         lines.append((f"tokens, {name}", _spread(spread, 0)))
     if "over_long_share" in n:
@@ -41,14 +43,14 @@ def figures(report: LintReport) -> list[tuple[str, str]]:
             (
                 "packing",
                 f"padded micro-batches of {p['micro_batch_size']} take {p['padded_positions_per_token']:.2f} times the "
-                f"positions; packs of {p['pack_size']} would be {p['pack_fill']:.1%} full, "
-                f"{p['examples_per_pack']:.1f} examples each (data.batching=packed)",
+                f"positions; packs of {p['pack_size']} (data.batching=packed) would be {p['pack_fill']:.1%} full, "
+                f"{p['examples_per_pack']:.1f} examples each; made ahead of time {p['pack_fill_ahead_of_time']:.1%}",
             )
         )
     if "global_batch" in n:
         g = n["global_batch"]
         line = f"{g['global_batch_size']} examples a step make {g['steps_per_epoch']} steps an epoch"
-        if g["advised"] != g["global_batch_size"]:
+        if g["advised"] not in (None, g["global_batch_size"]):
             line += f"; data.global_batch_size={g['advised']} would make {g['steps_per_epoch_advised']}"
         lines.append(("global batch", line))
     return lines
@@ -76,8 +78,7 @@ def text(report: LintReport) -> str:
         lines.append(f"  {name:<34} {edges[0]:,.6g} {bars} {edges[-1]:,.6g}")
     for finding in report.findings:
         lines += ["", f"  {finding.severity.upper()}: {finding.title}: {finding.count:,} ({finding.share:.1%})"]
-        if finding.detail:
-            lines.append(f"    {finding.detail}")
+        lines += [f"    {line}" for line in finding.detail.splitlines()]
         lines += [f"    at {', '.join(finding.where)}", f"    -> {finding.remedy}"]
     return "\n".join(lines)
 

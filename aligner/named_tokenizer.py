@@ -20,11 +20,12 @@ def named_tokenizer(name: str) -> Any:
 
         held = tokenizer_of(require(path, "tokenizer"))
         return getattr(held, "tokenizer", held)
-    from transformers import AutoTokenizer
+    from nemo.collections.common.tokenizers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(path) if path.exists() else name.removeprefix("hf://"))
-    except (OSError, ValueError) as error:
+        # NeMo's, as a run has it: it sets special tokens anew, which changes how some of them are read.
+        return AutoTokenizer(str(path) if path.exists() else name.removeprefix("hf://")).tokenizer
+    except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"tokenizer: {name} is neither a folder with a Hugging Face tokenizer, nor its name on the hub, nor a NeMo "
             f"checkpoint ({str(error).splitlines()[0]})"

@@ -6,14 +6,19 @@ import contextlib
 import multiprocessing
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
+
+from aligner.errors import ConfigError
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
+_make: Callable[[], Callable[[Any], Any]] | None = None
 _function: Callable[[Any], Any] | None = None
 
 
@@ -63,17 +68,34 @@ def ordered_map(
             while waiting:
                 done, future = waiting.popleft()
                 yield done, future.result()
+        except BrokenProcessPool:
+            raise ConfigError(
+                "a process that read rows beside this one was ended from outside, most likely for want of memory; "
+                "free some, or allow fewer cores (taskset)"
+            ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
-    global _function
+    global _make
     # The processes are parallel already.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _function = make()
+    _make = make
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent says no farewell, and a worker would wait for pieces for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _call(piece: Any) -> Any:
-    assert _function is not None
+    global _function
+    assert _make is not None
+    # Not while the process starts: an error there would be that of a broken pool.
+    _function = _function or _make()
     return _function(piece)

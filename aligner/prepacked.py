@@ -21,11 +21,12 @@ import numpy as np
 import pyarrow as pa
 
 from aligner import sources
-from aligner.cache import Settings, TokenFile, token_file, tokenizer_hash
+from aligner.cache import VERSION, Settings, TokenFile, token_file
 from aligner.corpus import Corpus
 from aligner.errors import ConfigError
 from aligner.examples import Kind, OverLong
 from aligner.files import written_whole
+from aligner.naming import tokenizer_hash
 from aligner.packing import Algorithm, fill, pack
 
 PACKS, META = "packs.arrow", "meta.json"
@@ -34,8 +35,8 @@ PACKS, META = "packs.arrow", "meta.json"
 class Packs(Sequence[np.ndarray]):
     """The rows of each pack, memory-mapped."""
 
-    def __init__(self, folder: Path) -> None:
-        self.fingerprint: str = json.loads((folder / META).read_text())["fingerprint"]
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
         with pa.memory_map(str(folder / PACKS)) as mapped:
             self._rows = pa.ipc.open_stream(mapped).read_all().column("rows").combine_chunks()
 
@@ -58,10 +59,17 @@ def load(folder: Path, tokenizer: Any, settings: Settings, field: str) -> tuple[
         ConfigError: it was made with another tokenizer or other settings than this run has.
     """
     folder = folder.expanduser()
-    meta = json.loads((folder / META).read_text())
-    files = [TokenFile(folder / f"part-{i:03}", path) for i, path in enumerate(meta["paths"])]
-    ours = {**asdict(settings), "tokenizer": tokenizer_hash(getattr(tokenizer, "tokenizer", tokenizer))}
-    theirs = {**files[0].meta["settings"], "tokenizer": files[0].meta["tokenizer"]}
+    try:
+        meta = json.loads((folder / META).read_text())
+        files = [TokenFile(folder / f"part-{i:03}", path) for i, path in enumerate(meta["paths"])]
+        packs = Packs(folder, meta["fingerprint"])
+        theirs = {name: files[0].meta[name] for name in ("tokenizer", "version")} | files[0].meta["settings"]
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise ConfigError(
+            f"{field}: {folder} is damaged ({type(error).__name__}: {error}); run nemo llm pack-preferences again"
+        ) from None
+    ours: dict[str, Any] = {**asdict(settings), "version": VERSION}
+    ours["tokenizer"] = tokenizer_hash(getattr(tokenizer, "tokenizer", tokenizer))
     for name, value in ours.items():
         if theirs[name] != value:
             what = "another tokenizer or chat template" if name == "tokenizer" else f"{name}={theirs[name]!r}"
@@ -69,7 +77,7 @@ def load(folder: Path, tokenizer: Any, settings: Settings, field: str) -> tuple[
             raise ConfigError(
                 f"{field}: {folder} was packed with {what}, and this run has {now}; run nemo llm pack-preferences again"
             )
-    return files, Packs(folder)
+    return files, packs
 
 
 def pack_preferences(
@@ -120,30 +128,36 @@ def pack_preferences(
         )
     with written_whole(folder) as partial:
         partial.mkdir()
-        made = [token_file(part.path, hf, settings, partial / "made") for part in parts]
+        made = [token_file(part.path, hf, settings, partial / f"made-{i}") for i, part in enumerate(parts)]
         for number, file in enumerate(made):
             file.folder.rename(partial / f"part-{number:03}")
-        shutil.rmtree(partial / "made")
+            shutil.rmtree(partial / f"made-{number}")
+        corpus = Corpus(made, mismatched_within=seq_length if kind == "unpaired" else None)
         meta = _write_packs(
-            partial, Corpus(made), pack_size or len(settings.responses) * seq_length, algorithm=algorithm, seed=seed
+            partial, corpus, pack_size or len(settings.responses) * seq_length, algorithm=algorithm, seed=seed
         )
         meta["paths"] = [str(part.path) for part in parts]
         (partial / META).write_text(json.dumps(meta, indent=1))
-    noun, mean = "pairs" if kind == "pairs" else "responses", meta["examples_per_pack"]
-    print(f"{Corpus(made).report}")
+    _tell(corpus, meta, settings, output, global_batch_size)
+    return folder
+
+
+def _tell(corpus: Corpus, meta: dict[str, Any], settings: Settings, output: str, global_batch_size: int) -> None:
+    noun, mean = "pairs" if settings.kind == "pairs" else "responses", meta["examples_per_pack"]
+    print(corpus.report)
     print(f"Packing is {meta['efficiency']:.2%} efficient: {meta['packs']} packs of {meta['pack_size']} tokens")
     print(f">>> average number of {noun} per pack is n = {mean:.2f}")
     print(
         f">>> a global batch counts packs: instead of data.global_batch_size={global_batch_size} ({noun}) "
         f"set data.global_batch_size={max(1, round(global_batch_size / mean))} (packs), data.micro_batch_size=1"
     )
-    print(f">>> train with data.train={output} data.seq_length={seq_length}")
-    return folder
+    print(f">>> train with data.train={output} data.seq_length={settings.seq_length}", end=" ")
+    print(f"data.as_chat={settings.as_chat} data.over_long={settings.over_long}")
 
 
 def _write_packs(folder: Path, corpus: Corpus, capacity: int, *, algorithm: Algorithm, seed: int) -> dict[str, Any]:
     """Pack, write the packs, and return what is to be said of them."""
-    lengths = corpus.positions().sum(axis=1)
+    lengths = corpus.packed_tokens()[: corpus.trained]
     if not len(lengths):
         raise ConfigError(f"train: holds no example that can be used ({corpus.report})")
     if lengths.max() > capacity:
@@ -159,6 +173,6 @@ def _write_packs(folder: Path, corpus: Corpus, capacity: int, *, algorithm: Algo
         "seed": seed,
         "packs": len(packs),
         "efficiency": fill(lengths, packs, capacity),
-        "examples_per_pack": len(corpus) / len(packs),
+        "examples_per_pack": corpus.trained / len(packs),
         "fingerprint": hashlib.sha256((folder / PACKS).read_bytes()).hexdigest(),
     }

@@ -14,7 +14,6 @@ stands before as the prompt. Which files hold lines is the matter of `aligner.so
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,6 +50,9 @@ class ResponseRow:
 
 
 Row = PreferenceRow | ResponseRow
+
+LARGEST_REWARD = 1e30
+"""So that the difference of two is a number in float32, too."""
 
 FORMS = "the keys prompt, chosen_response and rejected_response; or prompt and response; or messages"
 
@@ -118,18 +120,7 @@ class Census:
 
 def parse_line(line: str, source: str) -> list[Row]:
     """One line of a file as its rows; `source` is what error messages begin with."""
-    try:
-        found = json.loads(line)
-    except json.JSONDecodeError as error:
-        torn = error.msg.startswith("Unterminated") or error.pos >= len(line.rstrip())
-        why = "; the line breaks off, as in a file that was cut while it was written or copied" if torn else ""
-        raise RowError(
-            f"{source}: is not JSON ({error}){why}; expected one object a line, found {_cut(line)}"
-        ) from None
-    except RecursionError:
-        raise RowError(
-            f"{source}: is nested too deeply to be read; expected one object a line, found {_cut(line)}"
-        ) from None
+    found = _loaded(line, source)
     if not isinstance(found, dict):
         raise RowError(f"{source}: expected a JSON object, found {_cut(found)}")
     if "chosen_response" in found or "rejected_response" in found:
@@ -148,6 +139,23 @@ def parse_line(line: str, source: str) -> list[Row]:
             )
         return _conversation(found["messages"], source)
     return [_pair(found, source)]
+
+
+def _loaded(line: str, source: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        torn = error.msg.startswith("Unterminated") or error.pos >= len(line.rstrip())
+        why = "; the line breaks off, as in a file that was cut while it was written or copied" if torn else ""
+        raise RowError(
+            f"{source}: is not JSON ({error}){why}; expected one object a line, found {_cut(line)}"
+        ) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise RowError(f"{source}: holds what cannot be read ({str(error)[:80]}), in {_cut(line)}") from None
+    except RecursionError:
+        raise RowError(
+            f"{source}: is nested too deeply to be read; expected one object a line, found {_cut(line)}"
+        ) from None
 
 
 def _pair(found: dict[str, Any], source: str) -> PreferenceRow:
@@ -204,6 +212,7 @@ def _text(row: dict[str, Any], key: str, source: str, *, response: bool = False)
         )
     value = row[key]
     if isinstance(value, str):
+        _writable(value, f"{source}: {key!r}")
         if not value.strip():
             raise RowError(f"{source}: {key!r} is empty; drop the row or fill it in", fault="empty")
         return value
@@ -224,14 +233,24 @@ def _message(item: Any, where: str) -> Message:
         raise RowError(f"{where}: expected a message with 'role' and 'content' (strings), found {_cut(item)}")
     if item.get("role") not in ROLES:
         raise RowError(f"{where}: 'role' is {item.get('role')!r}, expected one of {', '.join(ROLES)}")
+    _writable(item["content"], where)
     return {"role": item["role"], "content": item["content"]}
+
+
+def _writable(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(
+            f"{where}: holds half of a character ({text[error.start]!r}, as where an emoji was cut in two); drop it"
+        ) from None
 
 
 def _reward(row: dict[str, Any], key: str, source: str) -> float | None:
     value = row.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST_REWARD:
         raise RowError(f"{source}: {key!r} must be a finite number, found {_cut(value)}", fault="rewards")
     return float(value)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,14 +99,14 @@ def parts(source: Any, field: str) -> list[Part]:
 def _shared(path: Path, weight: float) -> list[Part]:
     """The files of a folder share its weight by their sizes on disk."""
     files = _files(path)
-    whole = sum(file.stat().st_size for file in files)
+    whole = max(1, sum(file.stat().st_size for file in files))
     return [Part(file, weight * file.stat().st_size / whole) for file in files]
 
 
 def _files(path: Path) -> list[Path]:
     path = path.expanduser()
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and file.stat().st_size)
+        found = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and file.is_file())
         if not found:
             raise RowError(f"{path}: the folder holds no {', '.join(SUFFIXES)}")
         return found
@@ -139,7 +140,7 @@ def _lines(path: Path, raw: Any) -> Iterator[bytes]:
         try:
             # Split at line feeds only: str.splitlines also splits at U+2028, which JSON allows inside a string.
             line = text.readline(LONGEST)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise RowError(
                 f"{path}:{number + 1}: the compressed file breaks off or is damaged here ({error}); copy it again"
             ) from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jinja2
+
 from aligner.errors import ConfigError, RowError
 from aligner.rows import Message, Text
 
@@ -64,8 +66,12 @@ class ResponseTokenizer:
                 f"{source}: holds messages, but the tokenizer has no chat template; give strings with the "
                 "template's tokens written out, or a tokenizer with a template"
             )
-        prompt = self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        whole = self.hf.apply_chat_template(messages + answer, tokenize=False)
+        try:
+            prompt = self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            whole = self.hf.apply_chat_template(messages + answer, tokenize=False)
+        except jinja2.TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages + answer)
+            raise RowError(f"{source}: the chat template refuses these messages ({roles}): {error}") from None
         if not whole.startswith(prompt):
             raise RowError(
                 f"{source}: the chat template writes the prompt differently once an answer follows, so the "

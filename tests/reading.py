@@ -1,5 +1,6 @@
 """Reading what a run left, without NeMo."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,6 @@ def read_rows(path: Any) -> list[Any]:
     from aligner.rows import parse_line
 
     (part,) = sources.parts(str(path), "data.train")
-    check_rows(part.path)
+    check_rows(part.path, Path(tempfile.mkdtemp()))
     chunks = sources.chunks(part.path)
     return [row for chunk in chunks for text, source in chunk.texts() for row in parse_line(text, source)]

@@ -24,7 +24,8 @@ ALLOWED = {
     "aligner.order": set(),
     "aligner.cutting": {"aligner.packing"},
     "aligner.sources": {"aligner.errors", "aligner.rows"},
-    "aligner.parallel": set(),
+    "aligner.parallel": {"aligner.errors"},
+    "aligner.naming": {"aligner.files"},
     "aligner.metrics": set(),
     "aligner.objective": {"aligner.examples", "aligner.losses", "aligner.metrics", "aligner.unpaired"},
     "aligner.cpu": set(),
@@ -116,6 +117,7 @@ def test_the_wheel_holds_every_room() -> None:
     settings = tomli.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert set(settings["packages"]) == {"aligner", "aligner.recipes", "aligner.executors"}
     assert {name for name, room in ROOMS.items() if (room / "__init__.py").exists()} == set(ROOMS)
+    assert "assets/**" in settings["package-data"]["aligner"]
     for name in ("recipes", "executors"):
         link = ROOT / "aligner" / name
         assert link.is_symlink() and link.resolve() == ROOMS[name]

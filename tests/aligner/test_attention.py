@@ -92,7 +92,7 @@ def test_packed_each_sequence_is_as_if_alone(groups: int) -> None:
 
 
 def test_what_torch_cannot_do_is_left_to_megatron(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key-value cache (fewer queries than keys), and a window."""
+    """A key-value cache (fewer queries than keys), a window, logits scaled by the layer's number."""
     asked: list[Any] = []
     monkeypatch.setattr(DotProductAttention, "forward", lambda *args: asked.append(args))
     ours, _ = layers(4)
@@ -100,7 +100,9 @@ def test_what_torch_cannot_do_is_left_to_megatron(monkeypatch: pytest.MonkeyPatc
     ours(query[-1:], key, value, None)
     windowed, _ = layers(4, window_size=(4, 0))
     windowed(query, key, value, None)
-    assert len(asked) == 2
+    scaled, _ = layers(4, apply_query_key_layer_scaling=True)
+    scaled(query, key, value, None)
+    assert len(asked) == 3
 
 
 def test_a_layer_spec_that_someone_else_made_is_left_as_it_is() -> None:

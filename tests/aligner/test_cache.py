@@ -15,9 +15,10 @@ import pyarrow as pa
 import pytest
 from conftest import write_rows
 from reading import read_rows
+from tokenizing import byte_level
 from transformers import AutoTokenizer
 
-from aligner import cache, sources, toy
+from aligner import cache, naming, prepacked, sources, toy
 from aligner.cache import Settings, token_file
 from aligner.corpus import Corpus, next_different
 from aligner.errors import ConfigError, RowError
@@ -180,12 +181,12 @@ def test_a_file_that_is_written_anew_is_seen_though_its_hash_was_remembered(rows
     old = time.time() - 100
     os.utime(rows, (old, old))
     time.sleep(2.1)  # its change time must lie back as well, before a hash is remembered
-    first = cache.content_hash(rows, tmp_path)
+    first = naming.content_hash(rows, tmp_path)
     assert list((tmp_path / "files").iterdir())
-    assert cache.content_hash(rows, tmp_path) == first
+    assert naming.content_hash(rows, tmp_path) == first
     rows.write_text(rows.read_text().replace("1", "7"))
     os.utime(rows, (old, old))
-    assert cache.content_hash(rows, tmp_path) != first
+    assert naming.content_hash(rows, tmp_path) != first
 
 
 @pytest.mark.parametrize("damage", ["cut", "no meta", "empty meta"])
@@ -209,6 +210,121 @@ def test_a_bad_row_leaves_nothing_behind(rows: Path, tmp_path: Path, hf: Any) ->
         token_file(rows, hf, PAIRS, tmp_path / "tokens")
     assert [p.suffix for p in (tmp_path / "tokens").iterdir() if p.is_dir()] in ([], [""])
     assert not list((tmp_path / "tokens").glob("*/tokens.arrow"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_worker_cannot_begin_is_said_as_always(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """A tokenizer without an end; not a broken pool."""
+    hf = byte_level()
+    hf.eos_token = None  # type: ignore[assignment]
+    monkeypatch.setattr(cache, "CHUNK", 200)
+    monkeypatch.setattr(cache.parallel, "cores", lambda: workers)
+    with pytest.raises(ConfigError, match="no end-of-sequence token"):
+        token_file(rows, hf, PAIRS, tmp_path / "tokens")
+
+
+ORPHANS = """
+import sys, time
+from aligner import parallel
+def make():
+    return time.sleep
+if __name__ == "__main__":
+    print("begun", flush=True)
+    list(parallel.ordered_map(make, [600] * 9, workers=2))
+"""
+
+
+def test_workers_end_with_the_process_that_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "orphans.py").write_text("import time\ndef make():\n    return time.sleep\n")
+    code = ORPHANS.replace("def make():\n    return time.sleep", "from orphans import make")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+
+    def children() -> set[int]:
+        listed = subprocess.run(
+            ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
+        )
+        return {int(line.split()[0]) for line in listed.stdout.splitlines() if "spawn_main" in line}
+
+    waited = time.time() + 60
+    while len(children()) < 2 and time.time() < waited:
+        time.sleep(0.2)
+    workers = children()
+    assert len(workers) == 2
+    time.sleep(5)  # they are importing; a worker that watches is one that has begun
+    process.kill()
+    process.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.time() < waited:
+        time.sleep(0.2)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_a_folder_that_cannot_be_written_to_serves_what_it_holds(
+    rows: Path, tmp_path: Path, hf: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = token_file(rows, hf, PAIRS, tmp_path / "tokens")
+
+    def refuse(path: Path) -> Any:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(naming, "written_whole", refuse)
+    old = time.time() - 100
+    monkeypatch.setattr(naming.time, "time_ns", lambda: int((old + 1000) * 1e9))
+    assert token_file(rows, hf, PAIRS, tmp_path / "tokens").folder == made.folder
+
+
+# ---- packs made ahead of time -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packs(rows: Path, tmp_path: Path) -> Path:
+    """Of the same file twice."""
+    assets = str(toy.ASSETS / "tiny_tokenizer")
+    return prepacked.pack_preferences(
+        [str(rows), str(rows)], assets, str(tmp_path / "packs"), seq_length=64, pack_size=200
+    )
+
+
+def test_packs_hold_every_row_once_and_fit(packs: Path, hf: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    files, found = prepacked.load(packs, hf, PAIRS, "data.train")
+    corpus = Corpus(files)
+    assert sorted(int(row) for pack in found for row in pack) == list(range(80)) == list(range(len(corpus)))
+    assert max(corpus.packed_tokens()[pack].sum() for pack in found) <= 200
+
+
+def test_packs_of_another_run_are_refused(packs: Path, hf: Any) -> None:
+    with pytest.raises(ConfigError, match=r"data.train: .* was packed with seq_length=64, and this run has 63"):
+        prepacked.load(packs, hf, Settings("pairs", 63), "data.train")
+    other = byte_level()
+    with pytest.raises(ConfigError, match="was packed with another tokenizer or chat template"):
+        prepacked.load(packs, other, PAIRS, "data.train")
+
+
+@pytest.mark.parametrize("name", ["packs.arrow", "meta.json", "part-001/tokens.arrow", "part-000/meta.json"])
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_damaged_packs_are_named(packs: Path, hf: Any, name: str, how: str) -> None:
+    if how == "gone":
+        (packs / name).unlink()
+    else:
+        os.truncate(packs / name, 100)
+    with pytest.raises(ConfigError, match=r"data.train: .*packs is damaged .* run nemo llm pack-preferences again"):
+        prepacked.load(packs, hf, PAIRS, "data.train")
+
+
+def test_a_pack_has_room_for_what_kto_compares_with(rows: Path, tmp_path: Path, hf: Any) -> None:
+    """A mismatched response may be longer than the one in whose place it lies; and another length cuts it elsewhere."""
+    lines = [("a", "b" * 40), ("c", "d")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": p, "response": r, "preference": True}) for p, r in lines))
+    corpora = [
+        Corpus([token_file(path, hf, Settings("unpaired", n), tmp_path / "tokens")], mismatched_within=n)
+        for n in (64, 50)
+    ]
+    assert corpora[0].packed_tokens().tolist() == [41, 41, 2, 41]
+    assert corpora[0].fingerprint != corpora[1].fingerprint
 
 
 SLOW = """

@@ -138,9 +138,9 @@ def test_over_long_pairs_are_dropped_counted_and_limited() -> None:
     pairs, report = as_pairs(rows, byte_level(), seq_length=16)
     assert len(pairs) == report.kept == 19
     assert report.dropped == {"longer than seq_length=16": 1}
-    with pytest.raises(ConfigError, match=r"data.max_dropped_share: 1 of 2 examples would be dropped"):
-        check_share(as_pairs([row(), LONG], byte_level(), seq_length=16)[1], seq_length=16, limit=0.1)
-    check_share(report, seq_length=16, limit=0.1)
+    with pytest.raises(ConfigError, match=r"data.max_dropped_share: 1 of 2 examples of f.jsonl would be dropped"):
+        check_share(as_pairs([row(), LONG], byte_level(), seq_length=16)[1], "f.jsonl", seq_length=16, limit=0.1)
+    check_share(report, "f.jsonl", seq_length=16, limit=0.1)
 
 
 def test_over_long_pairs_are_refused_if_asked() -> None:
@@ -187,7 +187,7 @@ def lines(*objects: dict[str, Any]) -> list[Any]:
 def responses(rows: list[Any], kind: Kind) -> list[tuple[list[str], bool]]:
     hf = byte_level(chat_template=CHATML)
     found, report = examples(rows, ResponseTokenizer(hf), kind=kind, seq_length=99)
-    check_share(report, seq_length=99, limit=0.1)
+    check_share(report, "f.jsonl", seq_length=99, limit=0.1)
     return [([hf.decode(r) for r in e.responses], e.desirable) for e in found]
 
 

@@ -6,12 +6,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from launching import nemo_each
-from tokenizing import byte_level
+from tokenizing import CHATML, byte_level
 
 from aligner.lint import lint
-from aligner.lint_finder import Options
+from aligner.lint_facts import COLUMNS
+from aligner.lint_finder import Finder, Options
 from aligner.lint_findings import KNOWN, LintReport
 from aligner.lint_page import page, text
 
@@ -47,7 +50,7 @@ def found(report: LintReport) -> dict[str, list[int]]:
 
 
 def looked(path: Path, hf: Any, **options: Any) -> LintReport:
-    (report,) = lint(str(path), hf, options=Options(**{"seq_length": 200, **options}))
+    (report,) = lint(str(path), hf, options=Options(**{"seq_length": 200, "global_batch_size": 8, **options}))
     return report
 
 
@@ -61,7 +64,12 @@ def test_a_clean_file_raises_no_alarm(tmp_path: Path, hf: Any) -> None:
 PAIR = {"prompt": "2+2=", "chosen_response": "four", "rejected_response": "five or so"}
 LONG = "it is as it was and it will be as it is today"
 SPOILED: dict[str, list[Any]] = {
-    "unreadable": ["{not json", '{"prompt": 3, "chosen_response": "a", "rejected_response": "b"}'],
+    "unreadable": [
+        "{not json",
+        '{"prompt": "\\ud83d", "chosen_response": "a", "rejected_response": "b"}',
+        json.dumps(PAIR | {"chosen_reward": 1})[:-1] + "0" * 5000 + "}",
+        '{"prompt": 3, "chosen_response": "a", "rejected_response": "b"}',
+    ],
     "empty": [PAIR | {"chosen_response": "  "}, PAIR | {"rejected_response": ""}],
     "same answers": [PAIR | {"rejected_response": "four"}],
     "rewards": [PAIR | {"chosen_reward": 1}, PAIR | {"chosen_reward": "high", "rejected_reward": 0}],
@@ -77,10 +85,19 @@ SPOILED: dict[str, list[Any]] = {
     ],
     "merged at border": [{"prompt": "1+3=", "chosen_response": "4", "rejected_response": "5 is it"}],
     "doubled bos": [PAIR | {"prompt": "<s><s>once"}],
-    "doubled eos": [PAIR | {"prompt": "end", "chosen_response": "yes</s></s>"}],
+    "doubled eos": [
+        PAIR | {"prompt": "end", "chosen_response": "yes</s></s>"},
+        PAIR | {"prompt": "the end", "chosen_response": "yes</s>\n</s>\n"},
+    ],
+    "same tokens": [{"prompt": "end?", "chosen_response": "ab", "rejected_response": "ab</s>"}],
+    "nothing visible": [
+        PAIR | {"prompt": "so", "rejected_response": "</s>"},
+        PAIR | {"prompt": "and", "chosen_response": "\u200b"},
+    ],
     "role marker": [
         PAIR | {"prompt": "who", "chosen_response": "me\n\nHuman: and you?"},
         PAIR | {"prompt": "who else", "rejected_response": "you [/INST] me"},
+        PAIR | {"prompt": "who then", "rejected_response": "**Human:** a\n**AI:** b"},
     ],
     "special token": [PAIR | {"prompt": "go on", "chosen_response": "one<|im_end|>two"}],
     "over-long": [PAIR | {"prompt": "long " * 60}],
@@ -96,6 +113,55 @@ def test_every_fault_is_found_at_its_lines(tmp_path: Path, hf: Any, fault: str) 
     report = looked(write(tmp_path / "spoiled.jsonl", rows), hf)
     assert found(report) == {fault: lines}
     assert (report.errors > 0) == (KNOWN[fault].severity == "error")
+
+
+def test_an_answer_that_looks_like_a_speaker_is_none(tmp_path: Path, hf: Any) -> None:
+    rows = clean(40)
+    rows[0]["chosen_response"], rows[1]["rejected_response"] = (
+        "Response: 404",
+        "It is\nSystem: Windows 10" + "\n" * 40_000,
+    )
+    assert looked(write(tmp_path / "clean.jsonl", rows), hf, seq_length=50_000).findings == []
+
+
+def test_files_that_a_run_would_refuse(tmp_path: Path, hf: Any) -> None:
+    assert found(looked(write(tmp_path / "empty.jsonl", [" ", ""]), hf)) == {"no rows": [1]}
+    assert found(looked(write(tmp_path / "bad.jsonl", ["{", "["]), hf)) == {"unreadable": [1, 2]}
+    assert found(looked(write(tmp_path / "few.jsonl", clean(5)), hf)) == {"too few rows": [1, 2, 3, 4, 5]}
+    pairs = write(tmp_path / "pairs.jsonl", clean(20))
+    singles = write(tmp_path / "singles.jsonl", [{"prompt": f"s{i}", "response": "r"} for i in range(20)])
+    options = Options(200, global_batch_size=8)
+    _, report = lint(str(pairs), hf, options=options, validation=str(singles))
+    assert list(found(report)) == ["another form"]
+    # Each in a file of its own they go together, for kto or supervised fine-tuning.
+    (report,) = lint([str(pairs), str(singles)], hf, options=options)
+    assert report.findings == []
+
+
+def test_every_answer_of_a_conversation_is_an_example(tmp_path: Path) -> None:
+    hf = byte_level(chat_template=CHATML)
+    talk = [{"role": ("user", "assistant")[i % 2], "content": f"{i}"} for i in range(4)]
+    numbers = looked(write(tmp_path / "talk.jsonl", [{"messages": talk}] * 9), hf).numbers
+    assert (numbers["rows"], numbers["examples"], numbers["pairs"]) == (9, 18, 0)
+
+
+def test_a_template_that_refuses_a_row_is_a_finding(tmp_path: Path) -> None:
+    hf = byte_level(chat_template="{{ raise_exception('roles must alternate') }}")
+    report = looked(write(tmp_path / "talk.jsonl", clean(1)), hf, as_chat=True)
+    assert found(report) == {"unreadable": [1]} and "roles must alternate" in report.findings[0].detail
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "micro", "advised"),
+    [(30_000, 256, 8, 256), (3000, 256, 8, 16), (300, 256, 32, 32), (5, 256, 8, None)],
+)
+def test_the_advice_on_global_batches_can_be_followed(
+    tmp_path: Path, rows: int, given: int, micro: int, advised: int | None
+) -> None:
+    table = pd.DataFrame({name: np.ones(rows, kind) for name, kind in COLUMNS.items()})
+    report = LintReport("train", ["x"])
+    Finder(report, table.assign(file=0), [tmp_path], Options(200, micro, given)).find([[]], None)
+    assert report.numbers["global_batch"]["advised"] == advised
 
 
 def test_faults_of_the_whole_file(tmp_path: Path, hf: Any) -> None:
@@ -127,7 +193,7 @@ def test_faults_of_the_whole_file(tmp_path: Path, hf: Any) -> None:
 def test_prompts_shared_with_validation(tmp_path: Path, hf: Any) -> None:
     train = write(tmp_path / "train.jsonl", clean(50))
     valid = write(tmp_path / "valid.jsonl", [dict(clean(50)[7], prompt="QUESTION  7?"), PAIR])
-    _, report = lint(str(train), hf, options=Options(200), validation=str(valid))
+    _, report = lint(str(train), hf, options=Options(200, global_batch_size=8), validation=str(valid))
     assert found(report) == {"leak": [1]}
 
 
@@ -137,7 +203,9 @@ def test_figures_by_hand(tmp_path: Path, hf: Any) -> None:
         {"prompt": p, "chosen_response": "c" * n, "rejected_response": "dd"}
         for p, n in zip("wxyz", (1, 2, 3, 4), strict=True)
     ]
-    numbers = looked(write(tmp_path / "rows.jsonl", rows), hf, micro_batch_size=2, seq_length=20).numbers
+    numbers = looked(
+        write(tmp_path / "rows.jsonl", rows), hf, micro_batch_size=2, global_batch_size=4, seq_length=20
+    ).numbers
     assert numbers["tokens"]["chosen"] == {"mean": 3.5, "p50": 3.5, "p90": 4.7, "max": 5.0}
     assert numbers["length_bias"]["accuracy_of_always_the_longer"] == (2 + 0.5) / 4
     # A sequence takes its tokens less one: 3, 4, 5, 6 for the chosen and 4 for each rejected.
@@ -151,7 +219,7 @@ def test_the_page_stands_alone_and_shows_no_markup_of_the_data(tmp_path: Path, h
     html = page([report])
     assert "<b>odd" not in html and "&lt;b&gt;odd" in html
     assert html.count("<svg") == 2 and not re.search(r"<script|<link|<img|src=|url\(h", html)
-    assert "ERROR: rows that cannot be read: 2 (2.0%)" in text(report)
+    assert "ERROR: rows that cannot be read: 4 (3.8%)" in text(report)
 
 
 @pytest.mark.skipif(not HHH.exists(), reason="shared data is not here")
@@ -165,7 +233,15 @@ def test_the_helpful_honest_harmless_pairs_have_no_errors(hf: Any) -> None:
 def test_the_command_writes_and_tells_by_its_exit_code(tmp_path: Path, hf: Any) -> None:
     hf.save_pretrained(tmp_path / "tokenizer")
     files = {"good": (clean(20), 0), "bad": (clean(20) + SPOILED["empty"], 1)}
-    command = ["llm", "lint-preferences", "-y", "seq_length=200", "tokenizer=tokenizer", "html=x.html"]
+    command = [
+        "llm",
+        "lint-preferences",
+        "-y",
+        "seq_length=200",
+        "global_batch_size=8",
+        "tokenizer=tokenizer",
+        "html=x.html",
+    ]
     for name, (rows, _) in files.items():
         write(tmp_path / f"{name}.jsonl", rows)
     done = nemo_each([[*command, f"train={name}.jsonl", f"json={name}.json"] for name in files], tmp_path)
