@@ -15,8 +15,8 @@ from typing import Any
 
 PAIRS = 8
 SEQ_LENGTH = {"tiny": 4096, "smollm2": 256}
-"""The tiny model's tokens are characters. A padded batch of 8 pairs of SmolLM2 needs 20 GB at 256 tokens without recomputing
-activations, so pairs over that are left out (it says how many), which makes the padding less than it is."""
+"""The tiny model's tokens are characters. Eight pairs of SmolLM2, padded, take 20 GB at 256 tokens without recomputing
+activations, so longer pairs are left out (it says how many), which makes the padding less than it is."""
 STEPS = {"tiny": 12, "smollm2": 4}
 
 

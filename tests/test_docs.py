@@ -113,8 +113,18 @@ def test_the_python_of_the_docs_runs(page: str, block: str, tmp_path: Path, monk
     assert trained == list(range(20))
 
 
+def test_packs_of_the_docs_are_made_as_their_run_wants_them() -> None:
+    from aligner.recipes import smollm2_135m
+
+    (words,) = [w for page, w in commands() if page == "data.md" and w[2] == "pack-preferences"]
+    given = dict(word.split("=", 1) for word in words[4:])
+    data = smollm2_135m.dpo_recipe().data
+    assert (given["as_chat"], given["seq_length"]) == (str(data.as_chat), str(data.seq_length))
+
+
 def test_files_that_the_docs_link_to_are_there() -> None:
     for page in PAGES:
+        assert not re.search(r"^[A-Z]{5,}$", page.read_text(), flags=re.MULTILINE), f"{page.name}: a gap to be filled"
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
