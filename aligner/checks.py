@@ -67,14 +67,7 @@ def _loss(run: Run) -> None:
             "reference: AdaptersOff, but peft is None, so there are no adapters to switch off; set "
             "peft=run.Config(llm.peft.LoRA), or use run.Config(Cached)"
         )
-    interleaved = run.strategy.parallelism.virtual_pipeline_model_parallel_size or 1
     live = needs_reference and run.reference is not None and run.reference.live
-    if interleaved > 1 and (live or run.objective.kind == "unpaired"):
-        raise ConfigError(
-            f"trainer.strategy.virtual_pipeline_model_parallel_size: {interleaved}, but a live reference and kto look "
-            "at a global batch before its step, which interleaved stages do not allow; set it to None, or use "
-            "run.Config(aligner.reference.Cached)"
-        )
     if live and getattr(run.strategy.ddp_config, "overlap_param_gather", False):
         raise ConfigError(
             "trainer.strategy.ddp.overlap_param_gather: True, but a live reference takes the weights' place while "
@@ -111,6 +104,12 @@ def layout(run: Run) -> None:
         raise ConfigError(
             f"trainer.strategy.context_parallel_size: {parallel.context_parallel_size}; a response would be split "
             "over ranks, which the loss does not gather yet: use 1, and tensor or pipeline parallelism"
+        )
+    interleaved = parallel.virtual_pipeline_model_parallel_size or 1
+    if interleaved > 1:
+        raise ConfigError(
+            f"trainer.strategy.virtual_pipeline_model_parallel_size: {interleaved}; NeMo builds the further stages of "
+            "a rank without what makes them a policy; set it to None"
         )
     if parallel.sequence_parallel and cpu.no_transformer_engine():
         raise ConfigError(

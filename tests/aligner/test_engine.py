@@ -208,6 +208,14 @@ def test_a_stage_starts_from_another(tiny: Tiny, execute: Execute, tmp_path: Pat
         ("trainer.strategy.tensor_model_parallel_size", 2, ConfigError, "1 ranks cannot be divided"),
         ("trainer.strategy.context_parallel_size", 2, ConfigError, "context_parallel_size: 2"),
         ("trainer.strategy.sequence_parallel", True, ConfigError, "sequence_parallel: True"),
+        (
+            "trainer.strategy.virtual_pipeline_model_parallel_size",
+            2,
+            ConfigError,
+            "virtual_pipeline_model_parallel_size: 2",
+        ),
+        ("data.pack_size", 99, ConfigError, "data.pack_size: 99, but data.batching is 'padded', which has no packs"),
+        ("data.batching", "pack", ConfigError, "data.batching: 'pack' is not one of padded, length_grouped"),
         ("model.tokenizer", None, ConfigError, "model.tokenizer: is None"),
         ("data.train", "", ConfigError, "data.train: is empty"),
         ("data.over_long", "cut", ConfigError, "data.over_long: 'cut' is not one of drop, truncate, refuse"),
@@ -270,6 +278,27 @@ def test_a_policy_that_is_not_its_reference_stops_the_run(
     monkeypatch.setattr(reference, "score_split", lambda *args: true(*args) - 0.1)
     with pytest.raises(GateError, match=r"step 0: policy and reference differ"):
         execute(tiny())
+
+
+@pytest.mark.parametrize(
+    ("pack_size", "message"),
+    [
+        (0, "data.pack_size: must be at least 1"),
+        (30, r"data.pack_size: 30 tokens, but .*train16.jsonl:\d+ alone takes"),
+    ],
+)
+def test_packs_that_are_too_small_are_refused(tiny: Tiny, execute: Execute, pack_size: int, message: str) -> None:
+    recipe = tiny()
+    recipe.data.batching, recipe.data.pack_size = "packed", pack_size
+    with pytest.raises(ConfigError, match=message):
+        execute(recipe)
+
+
+def test_packs_need_plain_attention_without_transformer_engine(tiny: Tiny, execute: Execute) -> None:
+    recipe = tiny()
+    recipe.data.batching, recipe.model.config.window_size = "packed", (8, 0)
+    with pytest.raises(ConfigError, match=r"data.batching: packed .* the model asks for window_size"):
+        execute(recipe)
 
 
 # ---- order ---------------------------------------------------------------------------------------------------------
