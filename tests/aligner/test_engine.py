@@ -318,6 +318,16 @@ def test_every_row_is_seen_once_an_epoch_and_all_take_turns_in_sitting_out(tiny:
     assert places[:16] != places[16:32]
 
 
+def test_batches_that_workers_make_are_the_same(tiny: Tiny, execute: Execute) -> None:
+    losses = []
+    for workers in (0, 2):
+        recipe = tiny(f"workers{workers}")
+        recipe.data.num_workers, recipe.data.batching = workers, "packed"
+        rows = read_metrics(execute(recipe) / "metrics.csv")
+        losses.append([row.get("train/loss", row.get("val/loss")) for row in rows])
+    assert losses[0] == losses[1] and len(losses[0]) == 7
+
+
 def test_validation_weighs_every_row_once(tiny: Tiny, execute: Execute) -> None:
     """Six rows in global batches of four: two fillers, which must not count."""
     recipe = tiny("four", held_out=6)
