@@ -232,8 +232,19 @@ class Run:
             noun = "packs"
         if left:
             say(f"train: {left} {noun} do not fill a last global batch and sit out each epoch, by turns")
+        if self.data.batching == "packed" and noun == "examples":
+            self._tell_packs()
         if self.preference_weight and self.reference is not None and not self.objective.needs_reference:
             say("reference: not prepared, the loss reads none")
+
+    def _tell_packs(self) -> None:
+        cutting = self.data.cutting("train")
+        packs, room = cutting(self.data.global_batch(0), 1)[0], cutting.micro_batch_size * cutting.pack_size
+        taken = sum(int(cutting.tokens[row]) for pack in packs for row, _ in pack)
+        say(
+            f"train: the first global batch makes {len(packs)} micro-batches of up to {room} tokens, "
+            f"{taken / (len(packs) * room):.0%} full; data.pack_size sets how many tokens these are"
+        )
 
     def _add_callbacks(self, watch: Watch, lookahead: Lookahead) -> None:
         trainer: Any = self.trainer
