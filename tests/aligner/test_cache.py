@@ -1,5 +1,6 @@
 """Files of any kind, tokenised once: what is read, what is refused, what is never taken for whole."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -244,10 +245,13 @@ def test_workers_end_with_the_process_that_was_killed(tmp_path: Path) -> None:
     assert process.stdout is not None and process.stdout.readline() == "begun\n"
 
     def children() -> set[int]:
-        listed = subprocess.run(
-            ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
-        )
-        return {int(line.split()[0]) for line in listed.stdout.splitlines() if "spawn_main" in line}
+        found = set()
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == process.pid and b"spawn_main" in (folder / "cmdline").read_bytes():
+                    found.add(int(folder.name))
+        return found
 
     waited = time.time() + 60
     while len(children()) < 2 and time.time() < waited:
