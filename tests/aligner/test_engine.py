@@ -1,5 +1,6 @@
 """One rank, in this process, on the real engine: NeMo's trainer over Megatron."""
 
+import gzip
 import math
 import shutil
 from collections.abc import Callable
@@ -316,6 +317,21 @@ def test_every_row_is_seen_once_an_epoch_and_all_take_turns_in_sitting_out(tiny:
         assert len(set(places[epoch * 16 : epoch * 16 + 16])) == 16
     assert set(places) == set(range(18))
     assert places[:16] != places[16:32]
+
+
+def test_a_blend_of_a_file_and_a_compressed_one_is_trained(tiny: Tiny, execute: Execute, tmp_path: Path) -> None:
+    """Rows that the first epoch leaves out have a reference for when their turn comes; other weights are another run."""
+    recipe = tiny("blend", rows=20)
+    other = tmp_path / "other.jsonl.gz"
+    other.write_bytes(gzip.compress(Path(recipe.data.train).read_bytes().replace(b"+", b"-")))
+    recipe.data.train = [3, recipe.data.train, 1, str(other)]
+    recipe.trainer.max_steps = 14
+    rows = read_metrics(execute(recipe) / "metrics.csv")
+    assert len([row for row in rows if "train/loss" in row]) == 14
+    assert rows[-1]["val/loss"] < rows[0]["val/loss"]
+    recipe.data.train[2], recipe.trainer.max_steps = 2, 16
+    with pytest.raises(ConfigError, match=r"data.train: the checkpoint was trained with other data or order .weights"):
+        execute(recipe)
 
 
 def test_batches_that_workers_make_are_the_same(tiny: Tiny, execute: Execute) -> None:
