@@ -320,7 +320,7 @@ def test_every_row_is_seen_once_an_epoch_and_all_take_turns_in_sitting_out(tiny:
 
 
 def test_a_blend_of_a_file_and_a_compressed_one_is_trained(tiny: Tiny, execute: Execute, tmp_path: Path) -> None:
-    """Rows that the first epoch leaves out have a reference for when their turn comes; other weights are another run."""
+    """Rows that the first epoch leaves out have a reference for when they come; other weights are another run."""
     recipe = tiny("blend", rows=20)
     other = tmp_path / "other.jsonl.gz"
     other.write_bytes(gzip.compress(Path(recipe.data.train).read_bytes().replace(b"+", b"-")))
