@@ -31,7 +31,7 @@ from tqdm import tqdm
 from aligner import parallel
 from aligner.examples import Example, Kind, OverLong, Report, examples
 from aligner.files import written_whole
-from aligner.naming import content_hash, tokenizer_hash
+from aligner.naming import content_hash, short_hash, tokenizer_hash
 from aligner.rows import Census, Row, parse_line
 from aligner.sources import CHUNK, Chunk, chunks
 from aligner.tokens import ResponseTokenizer
@@ -118,21 +118,23 @@ def _values(value: Any) -> np.ndarray:
 # ---- making -----------------------------------------------------------------------------------------------------
 
 
-def token_file(
-    path: Path, tokenizer: Any, settings: Settings, folder: Path, *, say: Callable[[str], None] = print
-) -> TokenFile:
-    """The examples of the rows in `path`, from their place in `folder`, where they are put if they are not there yet.
+def token_files(
+    paths: Sequence[Path], tokenizer: Any, settings: Settings, folder: Path, *, say: Callable[[str], None] = print
+) -> list[TokenFile]:
+    """The examples of the rows in files, from their places in `folder`, where they are put if they are not there yet.
 
     Raises:
-        RowError: a row is not as it must be; nothing is kept then.
+        RowError: a row is not as it must be; nothing of its file is kept then.
     """
     hf = getattr(tokenizer, "tokenizer", tokenizer)
-    parts = {
-        "content": content_hash(path, folder),
-        "tokenizer": tokenizer_hash(hf),
-        "settings": asdict(settings),
-        "version": VERSION,
-    }
+    shared = {"tokenizer": tokenizer_hash(hf), "settings": asdict(settings), "version": VERSION}
+    return [_token_file(path, hf, settings, folder, shared, say) for path in paths]
+
+
+def _token_file(
+    path: Path, hf: Any, settings: Settings, folder: Path, shared: dict[str, Any], say: Callable[[str], None]
+) -> TokenFile:
+    parts = {"content": content_hash(path, folder), **shared}
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
     place = folder / key
     found = _open(place, path, say)
@@ -274,7 +276,7 @@ def _columns(found: list[Example], settings: Settings) -> list[pa.Array]:
         pa.array([e.rewards[1] for e in found], pa.float64()),
         pa.array([e.desirable for e in found], pa.bool_()),
         pa.array([int(e.source.rpartition(":")[2]) for e in found], pa.int64()),
-        pa.array([_hash(e.prompt) for e in found], pa.int64()),
+        pa.array([short_hash(np.asarray(e.prompt, np.int32).tobytes()) for e in found], pa.int64()),
     ]
 
 
@@ -283,8 +285,3 @@ def _digest(e: Example) -> bytes:
     lengths = [len(e.prompt), *map(len, e.responses)]
     tokens = np.asarray([*lengths, *e.prompt, *(token for r in e.responses for token in r)], np.int32).tobytes()
     return hashlib.blake2b(tokens + repr((e.rewards, e.desirable)).encode(), digest_size=16).digest()
-
-
-def _hash(tokens: list[int]) -> int:
-    packed = np.asarray(tokens, np.int32).tobytes()
-    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little", signed=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from aligner.batch import sequence_tokens
 from aligner.cache import TokenFile
-from aligner.errors import RowError
+from aligner.errors import ConfigError, RowError
 from aligner.examples import Example, Report
 
 
@@ -77,6 +77,19 @@ class Corpus(Sequence[Example]):
         if len(self._others):
             tokens[: self.trained] = np.maximum(tokens[: self.trained], tokens[self.trained :])
         return tokens
+
+    def check_room(self, capacity: int, field: str, *, multiple: int = 1) -> None:
+        """See that a pack of `capacity` positions has room for every row; `field` is the argument that sets it.
+
+        Raises:
+            ConfigError: naming the longest.
+        """
+        tokens = self.packed_tokens(multiple)
+        if len(tokens) and tokens.max() > capacity:
+            raise ConfigError(
+                f"{field}: {capacity} tokens, but {self[int(tokens.argmax())].source} alone takes {tokens.max()} "
+                "(prompt and response, of each response); raise it, or lower seq_length"
+            )
 
     @functools.cached_property
     def fingerprint(self) -> str:

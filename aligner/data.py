@@ -26,7 +26,7 @@ from nemo.lightning.pytorch.plugins import MegatronDataSampler  # noqa: E402
 
 from aligner import prepacked, sources  # noqa: E402
 from aligner.batch import Split, collate  # noqa: E402
-from aligner.cache import Settings, check_rows, token_file  # noqa: E402
+from aligner.cache import Settings, check_rows, token_files  # noqa: E402
 from aligner.corpus import Corpus  # noqa: E402
 from aligner.cutting import Batching, Cutting  # noqa: E402
 from aligner.errors import ConfigError  # noqa: E402
@@ -146,7 +146,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         multiple of `every` micro-batches.
 
         Raises:
-            RowError, ConfigError: see `aligner.cache.token_file`; or fewer examples than one global batch, or one that
+            RowError, ConfigError: see `aligner.cache.token_files`; or fewer examples than one global batch, or one that
             no pack has room for.
         """
         settings = Settings(kind, self.seq_length, self.as_chat, self.over_long)
@@ -157,7 +157,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             else:
                 parts = sources.parts(source, f"data.{split}")
                 self._take_weights(split, parts)
-                files = [token_file(part.path, tokenizer, settings, folder, say=console.say) for part in parts]
+                files = token_files([part.path for part in parts], tokenizer, settings, folder, say=console.say)
             corpus = Corpus(files, mismatched_within=self.seq_length if kind == "unpaired" else None)
             for file in files:
                 check_share(file.report, file.path, seq_length=self.seq_length, limit=self.max_dropped_share)
@@ -172,7 +172,8 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         self._pad_id = hf.pad_token_id if hf.pad_token_id is not None else hf.eos_token_id
         self._multiple, self._row_multiple, self._every = multiple, row_multiple, every
         for split, corpus in self.examples.items():
-            self._check_room(split, corpus)
+            if self.batching == "packed" and split not in self.packs:
+                corpus.check_room(self.cutting(split).pack_size, "data.pack_size", multiple=multiple)
         files = self.examples["train"].files
         sizes = (len(self.packs["train"]),) if "train" in self.packs else tuple(map(len, files))
         self.order = Order(self.seed, sizes, self._weights)
@@ -186,18 +187,6 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         if split == "validation":
             raise ConfigError("data.validation: has weights, but every row counts once in a validation; leave them out")
         self._weights = tuple(part.weight or 0.0 for part in parts)
-
-    def _check_room(self, split: Split, corpus: Corpus) -> None:
-        if self.batching != "packed" or split in self.packs:
-            return
-        cutting = self.cutting(split)
-        tokens = cutting.tokens
-        if len(tokens) and tokens.max() > cutting.pack_size:
-            raise ConfigError(
-                f"data.pack_size: {cutting.pack_size} tokens, but {corpus[int(tokens.argmax())].source} alone takes "
-                f"{tokens.max()} (prompt and response, of each response); raise it, or lower data.seq_length="
-                f"{self.seq_length}"
-            )
 
     def units(self, split: Split) -> int:
         """What a global batch counts: examples, or packs that were made ahead of time."""

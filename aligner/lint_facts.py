@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from aligner.errors import RowError
+from aligner.naming import short_hash
 from aligner.rows import PreferenceRow, Row, Text, parse_line
 from aligner.sources import Chunk
 from aligner.tokens import ResponseTokenizer
@@ -78,9 +78,6 @@ class Facts:
         }
         return Facts(columns, [bad for part in parts for bad in part.bad])
 
-    def __len__(self) -> int:
-        return len(self.columns["line"])
-
 
 def looker(hf: Any, as_chat: bool) -> Callable[[Chunk], Facts]:
     """A function that looks at a chunk of lines."""
@@ -125,11 +122,11 @@ def _facts(row: Row, line: int, encode: ResponseTokenizer, specials: re.Pattern[
     }
     rewarded = pair and row.chosen_reward is not None and row.rejected_reward is not None
     preferred = 0 if pair or row.preferred is None else (1 if row.preferred else -1)
-    hashes = [_hash(_normal(text)) for text in texts]
+    hashes = [short_hash(_normal(text).encode()) for text in texts]
     return (
         line,
-        _hash(repr((row.prompt, answers))),
-        _hash(_normal(_plain(row.prompt))),
+        short_hash(repr((row.prompt, answers)).encode()),
+        short_hash(_normal(_plain(row.prompt)).encode()),
         hashes[0],
         hashes[1] if pair else 0,
         len(prompt),
@@ -147,11 +144,6 @@ def _plain(text: Text) -> str:
 
 def _normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def _hash(text: str) -> int:
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
 
 
 def _near(one: str, other: str) -> bool:

@@ -1,4 +1,4 @@
-"""What tokens on disk are named by: hashes of a tokenizer and of a file's content."""
+"""What rows, tokens and files are known by: hashes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from aligner.files import written_whole
+
+
+def short_hash(content: bytes) -> int:
+    """64 bits, as a signed number that Arrow and numpy hold."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
 def tokenizer_hash(hf: Any) -> str:

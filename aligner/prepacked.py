@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from aligner import sources
-from aligner.cache import VERSION, Settings, TokenFile, token_file
+from aligner.cache import VERSION, Settings, TokenFile, token_files
 from aligner.corpus import Corpus
 from aligner.errors import ConfigError
 from aligner.examples import Kind, OverLong
@@ -128,7 +128,11 @@ def pack_preferences(
         )
     with written_whole(folder) as partial:
         partial.mkdir()
-        made = [token_file(part.path, hf, settings, partial / f"made-{i}") for i, part in enumerate(parts)]
+        made = [
+            file
+            for i, part in enumerate(parts)
+            for file in token_files([part.path], hf, settings, partial / f"made-{i}")
+        ]
         for number, file in enumerate(made):
             file.folder.rename(partial / f"part-{number:03}")
             shutil.rmtree(partial / f"made-{number}")
@@ -160,9 +164,7 @@ def _write_packs(folder: Path, corpus: Corpus, capacity: int, *, algorithm: Algo
     lengths = corpus.packed_tokens()[: corpus.trained]
     if not len(lengths):
         raise ConfigError(f"train: holds no example that can be used ({corpus.report})")
-    if lengths.max() > capacity:
-        longest = corpus[int(lengths.argmax())].source
-        raise ConfigError(f"pack_size: {capacity} tokens, but {longest} alone takes {lengths.max()}; raise it")
+    corpus.check_room(capacity, "pack_size")
     packs = pack(lengths, capacity, algorithm=algorithm, seed=seed)
     rows = pa.array(packs, pa.list_(pa.int64()))
     with pa.ipc.new_stream(str(folder / PACKS), pa.schema([("rows", rows.type)])) as writer:

@@ -251,7 +251,9 @@ def _reward(row: dict[str, Any], key: str, source: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST_REWARD:
-        raise RowError(f"{source}: {key!r} must be a finite number, found {_cut(value)}", fault="rewards")
+        raise RowError(
+            f"{source}: {key!r} must be a finite number (below 1e30 in size), found {_cut(value)}", fault="rewards"
+        )
     return float(value)
 
 

@@ -87,7 +87,7 @@ def read(rows: Path, hf: str, folder: Path) -> dict[str, float]:
 def main(count: int, folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    from aligner.cache import Settings, token_file
+    from aligner.cache import Settings, token_files
     from aligner.lint import lint
     from aligner.lint_finder import Options
 
@@ -103,7 +103,7 @@ def main(count: int, folder: Path) -> None:
     found = {}
     for part, path in files.items():
         began = time.perf_counter()
-        token_file(path, hf, Settings("pairs", 1024), folder / "tokens")
+        token_files([path], hf, Settings("pairs", 1024), folder / "tokens")
         seconds = time.perf_counter() - began
         rate = sizes[part] / seconds
         print(f"tokens of {part:<8} {sizes[part]:>10,} rows {seconds:>8.1f} s {rate:>10,.0f} rows a second", flush=True)

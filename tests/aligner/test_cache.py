@@ -20,7 +20,7 @@ from tokenizing import byte_level
 from transformers import AutoTokenizer
 
 from aligner import cache, naming, prepacked, sources, toy
-from aligner.cache import Settings, token_file
+from aligner.cache import Settings, TokenFile, token_files
 from aligner.corpus import Corpus, next_different
 from aligner.errors import ConfigError, RowError
 from aligner.examples import examples
@@ -37,6 +37,11 @@ def hf() -> Any:
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "rows.jsonl", 40)
+
+
+def token_file(path: Path, hf: Any, settings: Settings, folder: Path, **options: Any) -> TokenFile:
+    (found,) = token_files([path], hf, settings, folder, **options)
+    return found
 
 
 def plain(path: Path, hf: Any, settings: Settings = PAIRS) -> list[Any]:
@@ -336,7 +341,7 @@ import sys, time
 from pathlib import Path
 from transformers import AutoTokenizer
 from aligner import cache, toy
-from aligner.cache import Settings, token_file
+from aligner.cache import Settings, token_files
 made = cache._make
 def slow(*args):
     print("begun", flush=True)
@@ -344,7 +349,7 @@ def slow(*args):
     time.sleep(float(sys.argv[3]))
 cache._make = slow
 hf = AutoTokenizer.from_pretrained(toy.ASSETS / "tiny_tokenizer")
-print(len(token_file(Path(sys.argv[1]), hf, Settings("pairs", 64), Path(sys.argv[2]))), flush=True)
+print(len(token_files([Path(sys.argv[1])], hf, Settings("pairs", 64), Path(sys.argv[2]))[0]), flush=True)
 """
 
 

@@ -112,10 +112,8 @@ def test_a_nemo_checkpoint_of_another_shape_is_refused(
         execute(recipe)
 
 
-def test_a_tokenizer_from_a_checkpoint_outlives_it(tiny: Callable[..., Any], tmp_path: Path, execute: Any) -> None:
+def test_a_tokenizer_from_a_checkpoint_outlives_it(tiny: Tiny, execute: Execute, folder: Path) -> None:
     """Each job removes the checkpoint that the one before it left, and with it the tokenizer that it was given."""
-    folder = tmp_path / "hf"
-    save_llama(folder)
     for steps in (2, 6, 8):
         recipe = recipe_for(tiny, folder)
         recipe.trainer.max_steps = steps
