@@ -88,7 +88,13 @@ def sequence_tokens(prompt: Any, response: Any, multiple: int = 1) -> Any:
 
 
 def collate(
-    items: Sequence[Item], *, pad_id: int, packed: bool = False, multiple: int = 1, row_multiple: int = 1
+    items: Sequence[Item],
+    *,
+    pad_id: int,
+    packed: bool = False,
+    multiple: int = 1,
+    row_multiple: int = 1,
+    at_least: int = 0,
 ) -> Batch:
     """Lay examples out as one micro-batch.
 
@@ -98,6 +104,7 @@ def collate(
         packed: one row for all, instead of a padded one for each sequence.
         multiple: each sequence takes a multiple of so many positions (context parallelism cuts every sequence).
         row_multiple: and so does each row (sequence parallelism cuts rows).
+        at_least: positions of a row, for micro-batches that must have one shape; a multiple of both.
     """
     responses = range(len(items[0].example.responses))
     sequences = [(item.example.prompt, item.example.responses[k]) for k in responses for item in items]
@@ -106,12 +113,13 @@ def collate(
     widths = sequence_tokens(prompts, lengths, multiple)
     count = len(sequences)
     if packed:
-        widths[-1] += -int(widths.sum()) % row_multiple
+        total = int(widths.sum())
+        widths[-1] += max(-(-total // row_multiple) * row_multiple, at_least) - total
         ends = widths.cumsum(0)
         bounds = torch.cat([torch.zeros(1, dtype=ends.dtype), ends])
         begins, shape = bounds[:-1], (1, int(ends[-1]))
     else:
-        width = -(-int(widths.max()) // row_multiple) * row_multiple
+        width = max(-(-int(widths.max()) // row_multiple) * row_multiple, at_least)
         bounds, begins, shape = None, torch.arange(count) * width, (count, width)
         widths = torch.full((count,), width)
     tokens, labels = (torch.full((shape[0] * shape[1],), pad_id) for _ in range(2))
@@ -134,7 +142,14 @@ def collate(
         reward_P2=torch.tensor([item.example.rewards for item in items]),
         bounds=None if bounds is None else bounds.int(),
         longest=int(widths.max()),
-        mismatched=collate(others, pad_id=pad_id, packed=packed, multiple=multiple, row_multiple=row_multiple)
+        mismatched=collate(
+            others,
+            pad_id=pad_id,
+            packed=packed,
+            multiple=multiple,
+            row_multiple=row_multiple,
+            at_least=at_least,
+        )
         if others
         else None,
     )

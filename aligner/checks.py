@@ -100,22 +100,6 @@ def layout(run: Run) -> None:
         ConfigError: they cannot be, or not in this version; or a size is not positive.
     """
     parallel = run.strategy.parallelism
-    if parallel.context_parallel_size > 1:
-        raise ConfigError(
-            f"trainer.strategy.context_parallel_size: {parallel.context_parallel_size}; a response would be split "
-            "over ranks, which the loss does not gather yet: use 1, and tensor or pipeline parallelism"
-        )
-    interleaved = parallel.virtual_pipeline_model_parallel_size or 1
-    if interleaved > 1:
-        raise ConfigError(
-            f"trainer.strategy.virtual_pipeline_model_parallel_size: {interleaved}; NeMo builds the further stages of "
-            "a rank without what makes them a policy; set it to None"
-        )
-    if parallel.sequence_parallel and cpu.no_transformer_engine():
-        raise ConfigError(
-            "trainer.strategy.sequence_parallel: True, but the norm layers of this machine (no Transformer "
-            "Engine) do not support it; set it to False"
-        )
     world = run.trainer.num_nodes * run.trainer.num_devices
     started = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1)))
     if world != started:
@@ -124,12 +108,14 @@ def layout(run: Run) -> None:
             f"ranks, but {started} were started; launch with an executor of as many ranks, for example "
             f"run.executor=local run.executor.ranks={world}"
         )
-    cut = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    context = parallel.context_parallel_size
+    cut = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * context
     if world % cut:
         raise ConfigError(
             f"trainer.strategy: {world} ranks cannot be divided into groups of "
             f"tensor_model_parallel_size={parallel.tensor_model_parallel_size} times "
             f"pipeline_model_parallel_size={parallel.pipeline_model_parallel_size}"
+            + (f" times context_parallel_size={context}" if context > 1 else "")
         )
     _batches(run.data, data_parallel_size=world // cut)
     _end_to_end(run)

@@ -62,6 +62,14 @@ class Copies:
         for parameter, held in zip(self.parameters, self.copies, strict=True):
             held.lerp_(parameter.detach().to(device=held.device, dtype=held.dtype), alpha)
 
+    def _pieces(self) -> Iterator[tuple[str, Any]]:
+        """Megatron's description of the weights; interleaved stages have a dictionary each."""
+        for name, piece in self.model.sharded_state_dict().items():
+            if isinstance(piece, dict):
+                yield from ((f"{name}.{inner}", part) for inner, part in piece.items())
+            else:
+                yield name, piece
+
     # ---- checkpoints ------------------------------------------------------------------------------------------
 
     def sharded(self) -> dict[str, Any]:
@@ -69,7 +77,7 @@ class Copies:
         places = {p.data_ptr(): i for i, p in enumerate(self.parameters)}
         found: dict[str, Any] = {}
         seen = set()
-        for name, piece in self.model.sharded_state_dict().items():
+        for name, piece in self._pieces():
             data = getattr(piece, "data", None)
             index = places.get(data.data_ptr()) if isinstance(data, Tensor) else None
             if index is None:

@@ -91,12 +91,22 @@ class _Event:
         return True
 
 
+class _Stream(_Event):
+    """The one stream that there is; Megatron's expert dispatcher copies on another one."""
+
+    def wait_stream(self, *_: Any) -> None: ...
+
+    def record_event(self) -> _Event:
+        return _Event()
+
+
 def _cuda_functions() -> None:
     cuda: Any = torch.cuda
     cuda.current_device = lambda: CPU
     cuda.synchronize = cuda.empty_cache = lambda *_: None
     cuda.stream = lambda _: contextlib.nullcontext()
-    cuda.Stream = cuda.Event = _Event
+    cuda.Event, stream = _Event, _Stream()
+    cuda.Stream = cuda.current_stream = lambda *_, **__: stream
     cuda.get_rng_state = lambda *_, **__: torch.get_rng_state()
     cuda.set_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
     cuda.manual_seed = torch.manual_seed
@@ -214,13 +224,32 @@ def _adapters() -> None:
     setattr(utils, "HAVE_TE", False)  # noqa: B010
 
 
+def _router() -> None:
+    import megatron.core.transformer.moe.moe_utils as moe_utils
+
+    module: Any = moe_utils
+    module.te_general_gemm = None
+
+
+def _dispatcher() -> None:
+    import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
+
+    def move(tensor: Any, as_numpy: bool = False, **_: Any) -> Any:
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    module: Any = token_dispatcher
+    module.maybe_move_tensor_to_cpu = move
+
+
 PATCHES = (
     Patch("torch.cuda.* and device='cuda', written out in a dozen places of both", no_cuda, _cuda_functions),
     Patch("megatron/core/tensor_parallel/random.py: _get/_set_cuda_rng_state", no_cuda, _rng_tracker),
     Patch("nemo/lightning/megatron_init.py: _set_random_seed skips machines without GPUs", no_cuda, _seeding),
     Patch("nemo/lightning/io/pl.py: _fix_tensors_device asserts that CUDA is initialised", no_cuda, _loading),
+    Patch("megatron/core/transformer/moe/token_dispatcher.py: splits stay tensors unless CUDA's", no_cuda, _dispatcher),
     Patch("TransformerConfig.__post_init__ refuses fusions without TE", no_transformer_engine, _fusions),
     Patch("NeMo's Hugging Face connectors name TE's fused norms only", no_transformer_engine, _connectors),
+    Patch("megatron/core/transformer/moe/moe_utils.py: te_general_gemm is not defined", no_transformer_engine, _router),
     Patch("nemo/collections/llm/peft: HAVE_TE is true without TE, te.Linear", no_transformer_engine, _adapters),
 )
 

@@ -5,6 +5,7 @@ Global batch k holds the same examples whatever the number of ranks and the micr
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -219,7 +220,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
 
     def cutting(self, split: Split) -> Cutting:
         """How global batches of a split are cut."""
-        places, step = self.examples[split].positions(self._multiple), self._multiple * self._row_multiple
+        places, step = self.examples[split].positions(self._multiple), math.lcm(self._multiple, self._row_multiple)
         longest = -(-self.seq_length // step) * step
         return Cutting(
             self.batching,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -133,13 +134,14 @@ class Run:
             self.model.__io__.tokenizer = self.model.tokenizer.__io__
         parallel = self.strategy.parallelism
         tensor, context = parallel.tensor_model_parallel_size, parallel.context_parallel_size
+        # Context parallelism gives every rank two pieces of each sequence.
+        multiple = 2 * context if context > 1 else 1
         self.data.prepare(
             self.model.tokenizer,
             kind=self.objective.kind,
             runs=self.runs,
-            # Context parallelism gives every rank two pieces of each sequence.
-            multiple=2 * context if context > 1 else 1,
-            row_multiple=(tensor if parallel.sequence_parallel else 1) * context,
+            multiple=multiple,
+            row_multiple=math.lcm(multiple, (tensor if parallel.sequence_parallel else 1) * context),
             every=(parallel.virtual_pipeline_model_parallel_size and parallel.pipeline_model_parallel_size) or 1,
         )
 
@@ -179,7 +181,8 @@ class Run:
         """Tie model, data, loggers and checkpoints to the trainer."""
         trainer, model = self.trainer, self.model
         reference = self.reference if self.objective.needs_reference else None
-        reductions = attach(model, self.objective)
+        interleaved = (self.strategy.virtual_pipeline_model_parallel_size or 1) > 1
+        reductions = attach(model, self.objective, interleaved=interleaved)
         watch = Watch(
             data=self.data,
             reductions=reductions,

@@ -27,7 +27,7 @@ class Steps(Dataset[list[Batch]]):
         cutting: Cutting,
         rank: int,
         ranks: int,
-        collate: Callable[[list[Item]], Batch],
+        collate: Callable[..., Batch],
     ) -> None:
         self.corpus, self.units, self.steps, self.cutting = corpus, units, steps, cutting
         self.rank, self.ranks, self.collate = rank, ranks, collate
@@ -37,7 +37,14 @@ class Steps(Dataset[list[Batch]]):
 
     def __getitem__(self, step: int) -> list[Batch]:
         micros = self.cutting(self.units(step), self.ranks)[self.rank]
-        return [self.collate([self._item(row, valid) for row, valid in micro]) for micro in micros]
+        items = [[self._item(row, valid) for row, valid in micro] for micro in micros]
+        batches = [self.collate(micro) for micro in items]
+        if self.cutting.every == 1:
+            return batches
+        # Interleaved pipelines pass all micro-batches of a step on in one shape.
+        shown = [*batches, *(batch.mismatched for batch in batches if batch.mismatched is not None)]
+        longest = max(batch.tokens_RT.shape[1] for batch in shown)
+        return [self.collate(micro, at_least=longest) for micro in items]
 
     def _item(self, row: int, valid: bool) -> Item:
         other = self.corpus.mismatched(row)
@@ -63,7 +70,7 @@ def loader(
     steps: Onwards,
     *,
     cutting: Cutting,
-    collate: Callable[[list[Item]], Batch],
+    collate: Callable[..., Batch],
     mode: str,
     num_workers: int,
 ) -> WrappedDataLoader:

@@ -50,6 +50,8 @@ class Lookahead(pl.Callback):
                     self._score(reduction.reference, others)
         if unpaired:
             reduction.kl = self._kl(reduction, others)
+        if self.trainer.strategy.megatron_parallel[0].config.num_moe_experts and not forward_only:
+            reduction.positions = self._positions(batches)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Each row has been scored by now, on whatever rank it will fall to again.
@@ -58,6 +60,16 @@ class Lookahead(pl.Callback):
     def _score(self, table: torch.Tensor, batches: list[Batch]) -> None:
         for batch, logp_PK in scoring.scored(self.trainer, batches):
             table[batch.index_P] = logp_PK
+
+    def _positions(self, batches: list[Batch]) -> float:
+        """Positions of the global batch, what is padded included, an example."""
+        total = torch.tensor(
+            [[batch.tokens_RT.numel(), batch.valid_P.sum()] for batch in batches], dtype=torch.float64
+        ).sum(dim=0)
+        total = total.to("cuda" if torch.cuda.is_available() else "cpu")
+        # Ranks that see the same examples multiply both alike.
+        torch.distributed.all_reduce(total)
+        return float(total[0] / total[1])
 
     def _kl(self, reduction: LossReduction, others: list[Batch]) -> float:
         """max(0, mean of log π - log π_ref of mismatched responses over the global batch), Ethayarajh et al. 2024."""

@@ -6,6 +6,7 @@ leaves the weights, the parallelism and the trainer as they are.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
-from aligner import attention, cpu, metrics
+from aligner import attention, context_parallel, cpu, metrics
 from aligner.batch import Batch, Split
 from aligner.logprobs import response_logprobs
 from aligner.objective import Objective, Scored
@@ -28,10 +29,12 @@ def data_step(batches: Iterator[Batch], *_: Any) -> Batch:
 def forward_step(model: Any, batch: Batch) -> Tensor:
     """Negative log-probability of every label, `[R, T]` float32 nats, on the last pipeline stage.
 
+    Under context parallelism of those positions that this rank holds.
+
     With labels, Megatron ends in its vocabulary-parallel cross-entropy, which casts to float32 first. Without a
     mask the attention is causal; padding stands on the right, so nothing else is needed.
     """
-    packed = None
+    packed, tokens, positions, labels = None, batch.tokens_RT, batch.positions_RT, batch.labels_RT
     if batch.bounds is not None:
         packed = PackedSeqParams(
             qkv_format="thd",
@@ -40,7 +43,10 @@ def forward_step(model: Any, batch: Batch) -> Tensor:
             max_seqlen_q=batch.longest,
             max_seqlen_kv=batch.longest,
         )
-    return model(batch.tokens_RT, batch.positions_RT, None, labels=batch.labels_RT, packed_seq_params=packed)
+    if context_parallel.size() > 1:
+        held = context_parallel.own(batch)
+        tokens, positions, labels = (x[:, held] for x in (tokens, positions, labels))
+    return model(tokens, positions, None, labels=labels, packed_seq_params=packed)
 
 
 def logps(batch: Batch, token_nll_RT: Tensor) -> Tensor:
@@ -48,6 +54,7 @@ def logps(batch: Batch, token_nll_RT: Tensor) -> Tensor:
 
     The one way in which responses are scored: in training, validation, for every reference and for KTO's KL.
     """
+    token_nll_RT = context_parallel.whole(token_nll_RT, batch)
     return batch.columns(response_logprobs(token_nll_RT, batch.start_S, batch.length_S))
 
 
@@ -70,6 +77,8 @@ class LossReduction(MegatronLossReduction):
         """Sums of everything since `take`, on this rank."""
         self.reference: Tensor | None = None
         """The reference's log-probabilities of the split's examples, `[rows, K]`, on this rank's device."""
+        self.positions: float | None = None
+        """Mixtures of experts: positions an example takes on average in the global batch that is under way."""
         self.kl = 0.0
         """KTO's estimate for the global batch that is under way, nats."""
 
@@ -88,7 +97,13 @@ class LossReduction(MegatronLossReduction):
         total, preference, sft = self.objective(scored)
         sums = metrics.sums(self.objective.measure(scored, total, preference, sft))
         valid = batch.valid_P
-        return (total * valid).sum(), valid.sum().int(), {"sums": sums}
+        # Ranks that share an example all see the whole of it; one of them counts it.
+        count = valid.sum().int() * (context_parallel.rank() == 0)
+        summed = (total * valid).sum()
+        if self.positions is not None:
+            # Megatron weighs a micro-batch's auxiliary losses by its positions and divides by what is counted here.
+            count, summed = torch.tensor(forward_out.numel(), device=count.device).int(), summed * self.positions
+        return summed, count, {"sums": sums}
 
     def reduce(self, losses_reduced_per_micro_batch: Any) -> Tensor:
         step = torch.stack([x["sums"] for x in losses_reduced_per_micro_batch]).sum(dim=0)
@@ -104,18 +119,35 @@ class LossReduction(MegatronLossReduction):
         return metrics.named(taken)
 
 
-def attach(model: Any, objective: Objective) -> dict[Split, LossReduction]:
+def attach(model: Any, objective: Objective, *, interleaved: bool = False) -> dict[Split, LossReduction]:
     """Make a NeMo GPT model minimise `objective` over batches; returns where metrics gather, by split."""
     model.config.data_step_fn = data_step
     model.config.forward_step_fn = forward_step
     model.config.calculate_per_token_loss = True
-    # Micro-batches have shapes of their own; pipeline stages tell each other the shape.
-    model.config.variable_seq_lengths = True
+    # Micro-batches have shapes of their own, which pipeline stages tell each other; unless stages are interleaved:
+    # two messages that cross between the same two ranks would be taken for each other (`aligner.loading` pads them).
+    model.config.variable_seq_lengths = not interleaved
+    if interleaved:
+        # Megatron's own rule for two ranks: forward and backward messages need channels of their own.
+        model.config.overlap_p2p_comm, model.config.batch_p2p_comm = True, False
     if cpu.no_transformer_engine():
         attention.use_in(model.config)
     # Megatron refuses its default dispatcher with variable lengths, even in models without experts.
     model.config.moe_token_dispatcher_type = "alltoall"
     reductions: dict[Split, LossReduction] = {s: LossReduction(objective) for s in ("train", "validation")}
+    _reduce_by(model, reductions)
+    # NeMo asks this for the further stages of a rank when stages are interleaved; built from the recipe alone they
+    # would know nothing of the above.
+    model.reinit = functools.partial(_further_stage, model, reductions)
+    return reductions
+
+
+def _reduce_by(model: Any, reductions: dict[Split, LossReduction]) -> None:
     model._training_loss_reduction = reductions["train"]
     model._validation_loss_reduction = reductions["validation"]
-    return reductions
+
+
+def _further_stage(model: Any, reductions: dict[Split, LossReduction]) -> Any:
+    stage = type(model)(model.config, tokenizer=model.tokenizer)
+    _reduce_by(stage, reductions)
+    return stage

@@ -35,8 +35,9 @@ class _Collected(MegatronLossReduction):
 
 
 def shape(batches: list[Batch]) -> dict[str, int]:
-    """What Megatron is told of a step; the shapes are those of the micro-batches, and only their number is fixed."""
-    return {"num_microbatches": len(batches), "micro_batch_size": 1, "seq_length": batches[0].tokens_RT.shape[1]}
+    """What Megatron is told of a step; without interleaved stages, micro-batches may have other shapes than the first."""
+    rows, length = batches[0].tokens_RT.shape
+    return {"num_microbatches": len(batches), "micro_batch_size": rows, "seq_length": length}
 
 
 def scored(trainer: Any, batches: list[Batch]) -> list[tuple[Batch, Tensor]]:

@@ -37,8 +37,8 @@ def torchrun(folder: Path, ranks: int, jobs: list[Any]) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
-        pytest.fail(f"hung after {TIME_LIMIT} s:\n{output[-4000:]}")
-    assert process.returncode == 0, output[-4000:]
+        pytest.fail(f"hung after {TIME_LIMIT} s:\n{output[-14000:]}")
+    assert process.returncode == 0, output[-14000:]
 
 
 EACH = """
