@@ -35,7 +35,7 @@ class _Collected(MegatronLossReduction):
 
 
 def shape(batches: list[Batch]) -> dict[str, int]:
-    """What Megatron is told of a step; without interleaved stages, micro-batches may have other shapes than the first."""
+    """What Megatron is told of a step; but for interleaved stages, micro-batches need not look like the first."""
     rows, length = batches[0].tokens_RT.shape
     return {"num_microbatches": len(batches), "micro_batch_size": rows, "seq_length": length}
 
