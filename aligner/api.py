@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from aligner.checkpoints import Resume
     from aligner.data import AlignDataModule
+    from aligner.limits import Limits
     from aligner.reference import Reference
 
 
@@ -33,6 +34,7 @@ def align(
     log: Optional["NeMoLogger"] = None,
     optim: Optional["MegatronOptimizerModule"] = None,
     resume: Optional["Resume"] = None,
+    limits: Optional["Limits"] = None,
 ) -> Path:
     """Train a policy on preferences or demonstrations; run again, it goes on where it was.
 
@@ -53,6 +55,7 @@ def align(
         log: where the run lives (`log.log_dir`/`log.name`), loggers, checkpoints.
         optim: Megatron's optimizer and learning rate schedule.
         resume: what a fresh run starts from, and whether an old one is continued.
+        limits: when this job ends, to be run again, and when it is taken for hung.
 
     Returns:
         The run's folder: checkpoints/, metrics.csv and what the loggers write.
@@ -60,12 +63,14 @@ def align(
     Raises:
         UserError: something given is not as it must be; found before the run begins (tokenised rows may be left),
             a full disk apart.
-        GateError: the first step contradicts theory.
+        GateError: the first step contradicts theory, or a loss is not finite.
+        SystemExit: with code 75; the job was told to end, has saved, and is to be run again.
     """
     from aligner.engine import Run
 
     run = Run(
         model=model, data=data, trainer=trainer, loss=loss, preference_weight=preference_weight,
         sft_weight=sft_weight, reference=reference, peft=peft, log=log, optim=optim, resume=resume,
+        limits=limits,
     )  # fmt: skip
     return run()

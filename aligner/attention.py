@@ -143,7 +143,7 @@ def use_in(config: Any) -> None:
         spec = copy.deepcopy(spec)
         if not isinstance(spec, TransformerBlockSubmodules):
             count = get_num_layers_to_build(config, vp_stage)
-            spec = TransformerBlockSubmodules(layer_specs=[spec] * count, layer_norm=LayerNormImpl)
+            spec = TransformerBlockSubmodules(layer_specs=[spec] * count, layer_norm=LayerNormImpl)  # type: ignore[arg-type]
         for layer in spec.layer_specs or []:
             _replace(layer)
         spec.layer_norm = REPLACED.get(spec.layer_norm, spec.layer_norm)

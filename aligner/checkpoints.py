@@ -1,52 +1,123 @@
 """NeMo checkpoints on disk: which is whole, which is newest, where a run starts."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-import lightning.pytorch as pl
 import torch
 from nemo import lightning as nl
 from nemo.lightning.ckpt_utils import CONTEXT_PATH, WEIGHTS_PATH
 from nemo.lightning.pytorch.callbacks import ModelCheckpoint
 from nemo.utils import AppState
+from torch.distributed.checkpoint import FileSystemReader
 
 from aligner import adapters, huggingface
 from aligner.console import say
 from aligner.errors import CheckpointError
-from aligner.files import written_whole
+from aligner.files import PARTIAL, written_whole
+
+RECORD = "align.json"
+"""What a checkpoint says of itself, in JSON: step, settings, versions, the value it was kept for."""
+
+FORMAT = 1
+"""Raise this when checkpoints change so that older code would misread them."""
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint folder was written to its end.
+def record(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; of one that NeMo alone wrote, its step.
 
-    NeMo puts a marker beside a checkpoint while it writes or removes it; Megatron writes `.metadata` last.
+    Raises:
+        CheckpointError: it cannot be read, or a later version of this package wrote it.
     """
-    finished = not ModelCheckpoint.is_checkpoint_unfinished(checkpoint)
-    return finished and (checkpoint / WEIGHTS_PATH / ".metadata").is_file()
+    try:
+        if (checkpoint / RECORD).is_file():
+            found = json.loads((checkpoint / RECORD).read_text())
+            written_by, step = found["format"], int(found["step"])
+        else:
+            state = torch.load(checkpoint / WEIGHTS_PATH / "common.pt", weights_only=False, map_location="cpu")
+            return {"step": int(state["global_step"])}
+    except Exception as error:
+        raise CheckpointError(f"{checkpoint}: what it says of itself cannot be read ({error})") from None
+    if written_by > FORMAT:
+        raise CheckpointError(
+            f"{checkpoint}: was written by nemo-align {found['versions']['nemo-align']} in format {written_by}, and this "
+            f"version reads up to {FORMAT}; install that version, or a later one, to go on from step {step}"
+        )
+    return found
 
 
 def step_of(checkpoint: Path) -> int:
     """Optimizer steps behind a checkpoint, as it says itself; upstream reads them out of folder names."""
-    state = torch.load(checkpoint / WEIGHTS_PATH / "common.pt", weights_only=False, map_location="cpu")
-    return int(state["global_step"])
+    return int(record(checkpoint)["step"])
 
 
-def _folders(run: Path) -> list[Path]:
-    """Checkpoints of a run, whole or torn."""
+def fault(checkpoint: Path) -> str | None:
+    """What a checkpoint folder lacks of what was written to it; None if it is whole."""
+    weights = checkpoint / WEIGHTS_PATH
+    if not (weights / ".metadata").is_file():
+        # Megatron writes it last.
+        return f"{WEIGHTS_PATH}/.metadata is missing"
+    try:
+        held: Any = FileSystemReader(weights).read_metadata()
+    except Exception as error:
+        return f"{WEIGHTS_PATH}/.metadata cannot be read ({type(error).__name__}: {error})"
+    ends: dict[str, int] = {}
+    for place in held.storage_data.values():
+        ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+    for name, end in sorted(ends.items()):
+        file = weights / name
+        if not file.is_file():
+            return f"{WEIGHTS_PATH}/{name} is missing"
+        if file.stat().st_size < end:
+            return f"{WEIGHTS_PATH}/{name} has {file.stat().st_size} bytes, and {end} were written"
+    for name in (f"{WEIGHTS_PATH}/common.pt", f"{CONTEXT_PATH}/io.json"):
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+    return None
+
+
+def is_unfinished(checkpoint: Path) -> bool:
+    """Whether a folder is of a checkpoint that was being written, or removed, when its job ended."""
+    return checkpoint.suffix == PARTIAL or ModelCheckpoint.is_checkpoint_unfinished(checkpoint)
+
+
+def folders(run: Path) -> list[Path]:
+    """Checkpoints of a run, finished or not."""
     return [path for path in (run / "checkpoints").glob("*") if path.is_dir() and not path.is_symlink()]
 
 
 def newest(run: Path) -> Path | None:
-    """The whole checkpoint of a run with the most steps behind it; torn ones are passed over."""
-    folders = _folders(run)
-    whole = [path for path in folders if is_whole(path)]
-    for torn in sorted(set(folders) - set(whole)):
-        say(f"checkpoint {torn} was not written to its end and is passed over")
-    return max(whole, key=lambda path: (step_of(path), path.name), default=None)
+    """The whole checkpoint of a run with the most steps behind it; unfinished and damaged ones are passed over.
+
+    Raises:
+        CheckpointError: there are finished ones, and none of them is whole.
+    """
+    found, faults = [], {}
+    for path in sorted(folders(run)):
+        if is_unfinished(path):
+            say(f"checkpoint {path} was not written to its end and is passed over")
+            continue
+        try:
+            found.append((step_of(path), path))
+        except CheckpointError as error:
+            faults[path] = str(error)
+    for _, path in sorted(found, reverse=True):
+        damage = fault(path)
+        if damage is None:
+            for other, why in faults.items():
+                say(f"checkpoint {other} is damaged and is passed over: {why}")
+            return path
+        faults[path] = f"{path}: {damage}"
+    if faults:
+        raise CheckpointError(
+            f"{'; '.join(faults.values())}. No checkpoint of {run} is whole: restore one from a copy, or start under "
+            "another log.name"
+        )
+    return None
 
 
 def ran_out_of_room(run: Path) -> bool:
@@ -54,11 +125,15 @@ def ran_out_of_room(run: Path) -> bool:
 
     torch's writer reports a short write as a position in its archive, not as a full disk.
     """
-    folders = _folders(run)
-    if all(map(is_whole, folders)):
+    found = folders(run)
+    if not any(map(is_unfinished, found)):
         return False
-    sizes = [sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in folders]
-    return shutil.disk_usage(run).free < max(sizes)
+    return shutil.disk_usage(run).free < max(map(size, found))
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files of a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def require(path: Path, name: str) -> Path:
@@ -69,7 +144,10 @@ def require(path: Path, name: str) -> Path:
     """
     if not path.exists():
         raise CheckpointError(f"{name}: {path} does not exist; give a NeMo checkpoint or a Hugging Face folder")
-    if is_whole(path):
+    if (path / WEIGHTS_PATH).is_dir():
+        damage = "it was not written to its end" if is_unfinished(path) else fault(path)
+        if damage is not None:
+            raise CheckpointError(f"{name}: {path} is not whole: {damage}; restore it, or give another")
         return path
     inner = newest(path)
     if inner is not None:
@@ -81,30 +159,6 @@ def require(path: Path, name: str) -> Path:
     )
 
 
-class Checkpoint(nl.ModelCheckpoint):
-    """NeMo's ModelCheckpoint with three corrections.
-
-    Names carry the steps behind a checkpoint (upstream's are one less); the end of a run is saved wherever the
-    interval falls; and `monitor=None, save_top_k=1`, which keeps the newest one, can be resumed.
-    """
-
-    def _monitor_candidates(self, trainer: pl.Trainer) -> dict[str, torch.Tensor]:
-        return super()._monitor_candidates(trainer) | {"step": torch.tensor(trainer.global_step)}
-
-    def nemo_topk_check_previous_run(self) -> None:
-        """What earlier jobs of the run left: upstream looks for the monitored value in folder names."""
-        if self.monitor is not None:
-            super().nemo_topk_check_previous_run()
-            return
-        assert self.dirpath is not None
-        self.best_model_path = str(newest(Path(self.dirpath).parent) or "")
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._last_global_step_saved != trainer.global_step:
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-        super().on_train_end(trainer, pl_module)
-
-
 @dataclass(kw_only=True)
 class Resume(nl.AutoResume):
     """NeMo's AutoResume, which never starts from a torn checkpoint and knows more places to start from.
@@ -114,9 +168,12 @@ class Resume(nl.AutoResume):
 
     Args:
         start_from: another stage, as a recipe: run if it has not run yet; its newest checkpoint is the start.
+        allow_changes: settings that may differ from those the run began with, as ["loss.beta"]; a change of any other is
+            refused, with its old and its new value.
     """
 
     start_from: Optional[Callable[[], Path]] = None
+    allow_changes: list[str] = field(default_factory=list)
     resume_if_exists: bool = True
     resume_ignore_no_checkpoint: bool = True
 

@@ -17,6 +17,7 @@ from aligner.examples import OverLong
 from aligner.hardware import fused_adam
 from aligner.prepacked import is_packed
 from aligner.reference import AdaptersOff
+from aligner.saving import Checkpoint
 
 if TYPE_CHECKING:
     from aligner.engine import Run
@@ -39,6 +40,11 @@ def arguments(run: Run) -> None:
         )
     _loss(run)
     _folders(run)
+    if not isinstance(run.logger.ckpt, Checkpoint):
+        raise ConfigError(
+            f"log.ckpt: is {type(run.logger.ckpt).__name__}; a run saves with run.Config(aligner.saving.Checkpoint), as "
+            "every recipe does"
+        )
     if run.optim is None:
         raise ConfigError("optim: is None; give NeMo's MegatronOptimizerModule, as every recipe does")
     if getattr(run.optim.config, "use_distributed_optimizer", False) and not fused_adam():

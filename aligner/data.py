@@ -286,32 +286,16 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         trainer = self.trainer
         assert trainer is not None
         steps = trainer.global_step - self.first_step
-        return {
-            "consumed_samples": self.consumed_samples + steps * self.global_batch_size,
-            **self._identity(),
-        }
+        return {"consumed_samples": self.consumed_samples + steps * self.global_batch_size}
 
-    def _identity(self) -> dict[str, Any]:
-        """What the order of the training examples depends on."""
+    def identity(self) -> dict[str, Any]:
+        """What is learned from, for a comparison with what a resumed run has learned from."""
         return {
-            "seed": self.seed,
-            "global_batch_size": self.global_batch_size,
-            "train": self.fingerprint("train"),
-            "weights": list(self._weights),
-            "packs": self.packs["train"].fingerprint if "train" in self.packs else None,
+            "data.train": f"{self.examples['train'].report} ({self.fingerprint('train')[:16]})",
+            "data.train.weights": list(self._weights),
+            "data.train.packs": self.packs["train"].fingerprint if "train" in self.packs else None,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where another job of this run stopped.
-
-        Raises:
-            ConfigError: the training data, the seed or the global batch size are not those of that job.
-        """
-        for name, value in self._identity().items():
-            if state_dict[name] != value:
-                field = "train" if name in ("weights", "packs") else name
-                raise ConfigError(
-                    f"data.{field}: the checkpoint was trained with other data or order ({name} {state_dict[name]}, "
-                    f"now {value}), so rows would be repeated or skipped; restore it, or start under another log.name"
-                )
+        """Go on where another job of this run stopped; that the data is the same was found before (`aligner.settings`)."""
         self.consumed_samples = int(state_dict["consumed_samples"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,17 +17,25 @@ from nemo.lightning import MegatronOptimizerModule, MegatronStrategy, NeMoLogger
 from nemo.lightning.callback_group import CallbackGroup
 from nemo.lightning.pytorch.callbacks import PEFT, ModelTransform
 
-from aligner import adapters, architecture, checkpoints, checks, parallel, process, schedule
+from aligner import adapters, architecture, checkpoints, checks, kernels, parallel, process, schedule, settings
+from aligner.claim import claimed
 from aligner.console import say
 from aligner.data import AlignDataModule
 from aligner.errors import ConfigError
+from aligner.health import Health
+from aligner.limits import Limits, Preempted, Preemption
 from aligner.lookahead import Lookahead
 from aligner.objective import Loss, Objective
 from aligner.policy import attach
 from aligner.progress import Progress
 from aligner.reference import AdaptersOff, Reference
 from aligner.report import summary
+from aligner.saving import Checkpoint
+from aligner.watchdog import Watchdog
 from aligner.watching import Watch
+
+VERSIONS = ("nemo-align", "nemo-toolkit", "megatron-core", "torch", "lightning", "nemo_run")
+"""Distributions whose versions a checkpoint notes."""
 
 
 @dataclass(kw_only=True)
@@ -43,10 +53,21 @@ class Run:
     log: NeMoLogger | None
     optim: MegatronOptimizerModule | None
     resume: checkpoints.Resume | None
+    limits: Limits | None = None
 
     def __call__(self) -> Path:
+        """Do the run.
+
+        Raises:
+            Preempted: it was told to end, and is to be run again.
+        """
+        began = time.monotonic()
         checks.arguments(self)
         checks.layout(self)
+        with claimed(self.folder), process.kept_environment():
+            return self._run(began)
+
+    def _run(self, began: float) -> Path:
         # All that can be refused is, before another stage or an import costs its time: if the tokenizer comes with the
         # checkpoint, at least the rows.
         start_first = self.model.tokenizer is None
@@ -59,17 +80,21 @@ class Run:
             self._find_start()
         if self._finished(max_steps):
             return self.folder
-        self._connect()
+        self._compare()
+        preemption = self._connect(began)
         self.strategy.store = process.fresh_store(self.strategy)
         status = "failed"
         try:
-            with process.kept_environment(), process.clear_errors(self.folder), parallel.thin_main():
+            with process.clear_errors(self.folder), parallel.thin_main(), preemption.listening():
                 self.trainer.fit(self.model, self.data)
                 # A next stage looks for this one's checkpoint: rank 0 may still be clearing its marker away.
                 self.trainer.strategy.barrier()
             status = "success"
             if self.trainer.is_global_zero:
                 print(summary(self.folder), flush=True)
+        except Preempted as stopped:
+            say(f"{stopped.reason}: ends with exit code {stopped.code}; run the same command again to go on")
+            raise
         finally:
             self._teardown(status)
         return self.folder
@@ -161,6 +186,9 @@ class Run:
         if "validation" not in self.data.examples:
             trainer.limit_val_batches = 0
         schedule.install(trainer, max_steps=steps)
+        self.checkpoint.check(
+            val_check_interval=int(trainer.val_check_interval or 0), validates="validation" in self.data.examples
+        )
         return steps
 
     def _finished(self, max_steps: int) -> bool:
@@ -175,14 +203,51 @@ class Run:
             print(summary(self.folder), flush=True)
         return True
 
+    def _compare(self) -> None:
+        """See that a run that goes on is still the one that it was."""
+        self._settings = settings.of(self)
+        then = checkpoints.record(self._continued).get("settings") if self._continued else None
+        if then is None:
+            return
+        assert self.resume is not None
+        differ = settings.compare(then, self._settings, allowed=self.resume.allow_changes)
+        for name, (old, new) in differ.items():
+            say(f"{name}: was {old!r}, is {new!r} from here on, as resume.allow_changes says")
+
+    def _describe(self) -> dict[str, Any]:
+        """What a checkpoint says of itself beside its step."""
+        parallel, data = self.strategy.parallelism, self.data
+        return {
+            "consumed_samples": data.state_dict()["consumed_samples"],
+            "epoch": self.trainer.global_step // data.steps_per_epoch,
+            "settings": self._settings,
+            "layout": {
+                "ranks": self.trainer.world_size,
+                "tensor": parallel.tensor_model_parallel_size,
+                "pipeline": parallel.pipeline_model_parallel_size,
+                "context": parallel.context_parallel_size,
+                "expert": parallel.expert_model_parallel_size,
+            },
+            "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        }
+
     # ---- NeMo's set-up ----------------------------------------------------------------------------------------
 
-    def _connect(self) -> None:
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """When the run saves; checked with the arguments."""
+        found = self.logger.ckpt
+        assert isinstance(found, Checkpoint)
+        return found
+
+    def _connect(self, began: float) -> Preemption:
         """Tie model, data, loggers and checkpoints to the trainer."""
         trainer, model = self.trainer, self.model
         reference = self.reference if self.objective.needs_reference else None
         interleaved = (self.strategy.virtual_pipeline_model_parallel_size or 1) > 1
         reductions = attach(model, self.objective, interleaved=interleaved)
+        limits = self.limits or Limits()
+        health = Health(self.data, reductions["train"], spike=limits.spike)
         watch = Watch(
             data=self.data,
             reductions=reductions,
@@ -191,8 +256,19 @@ class Run:
             csv_path=self.folder / "metrics.csv",
             continued=self._continued,
             start_adapters=self.resume.adapters if self.resume else None,
+            health=health,
         )
-        self._add_callbacks(watch, Lookahead(trainer, reductions, reference))
+        self.checkpoint.describe = self._describe
+        preemption = Preemption(limits, self.checkpoint, began=began)
+        # First, so that a checkpoint is saved after the gates have passed and bears the step just made.
+        first = [watch, health, Lookahead(trainer, reductions, reference, seed=self.data.seed), Progress(watch)]
+        self._add_callbacks([*first, Watchdog(self.folder, after=limits.hang_after), preemption])
+        if kernels.asked_for():
+            kernels.switch_on(model.config)
+        kernels.choose_attention(model.config)
+        # In place of Megatron's own check there is aligner.health.
+        ddp: Any = self.strategy.ddp_config
+        ddp.check_for_nan_in_grad = False
         # NeMo logs its own loss and step under other names; the Watch logs everything once.
         self.strategy.log_train_loss = False
         self.logger.update_logger_directory = False
@@ -218,6 +294,7 @@ class Run:
         elif self._start is not None:
             say(f"starts from {self._start}")
         self._tell()
+        return preemption
 
     def _tell(self) -> None:
         for split, corpus in self.data.examples.items():
@@ -249,11 +326,10 @@ class Run:
             f"{taken / (len(packs) * room):.0%} full; data.pack_size sets how many tokens these are"
         )
 
-    def _add_callbacks(self, watch: Watch, lookahead: Lookahead) -> None:
+    def _add_callbacks(self, ours: list[Any]) -> None:
         trainer: Any = self.trainer
         kept = [cb for cb in trainer.callbacks if not isinstance(cb, ProgressBar)]
-        # First, so that a checkpoint is saved after the gates have passed and bears the step just made.
-        trainer.callbacks = [watch, lookahead, Progress(watch), *kept]
+        trainer.callbacks = [*ours, *kept]
         if self.peft is not None:
             self.model.model_transform = self.peft
             self.model.__io__.model_transform = self.peft.__io__

@@ -7,6 +7,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+PARTIAL = ".partial"
+"""How the name of what is not yet, or no longer, whole ends."""
+
 
 @contextlib.contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
@@ -15,7 +18,7 @@ def written_whole(target: Path) -> Iterator[Path]:
     A killed process leaves nothing under the final name, and a failed one nothing at all.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:12]}.partial")
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
     try:
         yield partial
         os.replace(partial, target)

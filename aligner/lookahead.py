@@ -18,14 +18,17 @@ from aligner import metrics, policy, scoring
 from aligner.batch import Batch, Split
 from aligner.metrics import Measured
 from aligner.policy import LossReduction
+from aligner.randomness import seed_step
 from aligner.reference import Reference
 
 
 class Lookahead(pl.Callback):
     """Called by NeMo before each of Megatron's steps, in training and validation."""
 
-    def __init__(self, trainer: Any, reductions: dict[Split, LossReduction], reference: Reference | None) -> None:
-        self.trainer, self.reductions, self.reference = trainer, reductions, reference
+    def __init__(
+        self, trainer: Any, reductions: dict[Split, LossReduction], reference: Reference | None, *, seed: int
+    ) -> None:
+        self.trainer, self.reductions, self.reference, self.seed = trainer, reductions, reference, seed
         self._validated = False
 
     def on_megatron_step_start(self, step: MegatronStep) -> MegatronStep:
@@ -34,11 +37,15 @@ class Lookahead(pl.Callback):
         fetched: Any = next(step.data)  # type: ignore[arg-type]
         # Lightning's loops put numbers beside it.
         batches: list[Batch] = fetched[0] if isinstance(fetched, tuple) else fetched
+        if not step.forward_only:
+            strategy = self.trainer.strategy
+            seed_step(self.seed, self.trainer.global_step, te_tracker=strategy.use_te_rng_tracker)
         self._look(batches, forward_only=step.forward_only)
         return dataclasses.replace(step, data=iter(batches), **scoring.shape(batches))
 
     def _look(self, batches: list[Batch], *, forward_only: bool) -> None:
         reduction = self.reductions["validation" if forward_only else "train"]
+        reduction.broken = []
         live = self.reference is not None and self.reference.live
         unpaired = reduction.objective.kind == "unpaired"
         others = [batch.mismatched for batch in batches if batch.mismatched is not None]

@@ -79,6 +79,8 @@ class LossReduction(MegatronLossReduction):
         """The reference's log-probabilities of the split's examples, `[rows, K]`, on this rank's device."""
         self.positions: float | None = None
         """Mixtures of experts: positions an example takes on average in the global batch that is under way."""
+        self.broken: list[tuple[Tensor, Tensor]] = []
+        """Micro-batches of the step under way: their rows, and which of them have a loss that is not finite."""
         self.kl = 0.0
         """KTO's estimate for the global batch that is under way, nats."""
 
@@ -97,6 +99,7 @@ class LossReduction(MegatronLossReduction):
         total, preference, sft = self.objective(scored)
         sums = metrics.sums(self.objective.measure(scored, total, preference, sft))
         valid = batch.valid_P
+        self.broken.append((batch.index_P, ~total.detach().isfinite() & (valid > 0)))
         # Ranks that share an example all see the whole of it; one of them counts it.
         count = valid.sum().int() * (context_parallel.rank() == 0)
         summed = (total * valid).sum()

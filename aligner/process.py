@@ -15,8 +15,8 @@ from megatron.core import num_microbatches_calculator, parallel_state
 from nemo.lightning import MegatronStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
-from aligner import checkpoints
-from aligner.errors import CheckpointError
+from aligner import checkpoints, kernels
+from aligner.errors import AlignError, CheckpointError
 
 _runs = itertools.count()
 
@@ -40,15 +40,16 @@ def fresh_store(strategy: MegatronStrategy) -> torch.distributed.Store | None:
 
 
 LAUNCHER = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK")
+KEPT = (*LAUNCHER, *kernels.SET)
 
 
 @contextlib.contextmanager
 def kept_environment() -> Iterator[None]:
-    """Undo what Lightning writes into the environment of a one-rank run.
+    """Undo what a run writes into the environment.
 
-    A process started afterwards, from a notebook say, would take this one's port for its own.
+    A process started afterwards, from a notebook say, would take this one's port for its own, and a next run its kernels.
     """
-    before = {name: os.environ.get(name) for name in LAUNCHER}
+    before = {name: os.environ.get(name) for name in KEPT}
     try:
         yield
     finally:
@@ -77,6 +78,8 @@ def clear_errors(run: Path) -> Iterator[None]:
     """
     try:
         yield
+    except AlignError:
+        raise
     except (Exception, CheckpointException) as error:  # torch derives the latter from BaseException
         if _says_full(error) or checkpoints.ran_out_of_room(run):
             raise CheckpointError(

@@ -17,10 +17,12 @@ from aligner.batch import Split
 from aligner.data import AlignDataModule
 from aligner.errors import ConfigError
 from aligner.files import written_whole
+from aligner.health import Health
 from aligner.objective import Objective
 from aligner.policy import LossReduction
 from aligner.reference import Reference
-from aligner.schedule import due, validate_now
+from aligner.schedule import due, keep_shape, validate_now
+from aligner.schedule import shape as keep_in_mind
 
 
 class Watch(pl.Callback):
@@ -39,9 +41,11 @@ class Watch(pl.Callback):
         csv_path: Path,
         continued: Path | None,
         start_adapters: Path | None,
+        health: Health,
     ) -> None:
         self.data, self.reductions, self.reference, self.runs = data, reductions, reference, runs
-        self.continued, self.start_adapters = continued, start_adapters
+        self.continued, self.start_adapters, self.health = continued, start_adapters, health
+        self._schedule: list[dict[str, Any]] = []
         self.csv = MetricsFile(csv_path)
         self.last: dict[str, float] = {}
         """The newest value of every metric, for the progress bar and the final table."""
@@ -74,10 +78,15 @@ class Watch(pl.Callback):
         if self.reference:
             checkpoint["reference"] = self.reference.sharded_state()
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._schedule = keep_in_mind(trainer)
+
     # ---- training ---------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.every = getattr(trainer, "log_every_n_steps")  # noqa: B009 - set by Lightning outside its class
+        if self.continued is not None:
+            keep_shape(trainer, self._schedule)
         self._make_adapters(trainer)
         if self.reference:
             known = self.reference.prepare(trainer, self.data, runs=self.runs, continued=self.continued)
@@ -110,6 +119,7 @@ class Watch(pl.Callback):
         if self.reference:
             self.reference.after_step(trainer.global_step)
         grad_norm = trainer.callback_metrics.get("grad_norm")
+        self.health.after_step(step, found["loss"], None if grad_norm is None else float(grad_norm))
         if step == 0:
             self._gate(found, None if grad_norm is None else float(grad_norm), trainer)
         size = self.data.global_batch_size

@@ -40,6 +40,7 @@ def recipe(
     """
     from aligner.checkpoints import Resume
     from aligner.data import AlignDataModule
+    from aligner.limits import Limits
 
     resume = run.Config(Resume)
     if isinstance(start, run.Partial):
@@ -68,6 +69,7 @@ def recipe(
         log=log(dir, name, save_every=save_every),
         optim=adam(lr, min_lr=min_lr, warmup_steps=warmup_steps, max_steps=max_steps),
         resume=resume,
+        limits=run.Config(Limits),
     )
 
 
@@ -144,6 +146,8 @@ def trainer(
         pipeline_model_parallel_size=1,
         gradient_as_bucket_view=True,
         ckpt_async_save=False,
+        # Checkpoints that every parallel layout can load, with Megatron's distributed optimizer, too.
+        ckpt_optim_fully_reshardable=True,
     )
     return run.Config(
         nl.Trainer,
@@ -163,20 +167,12 @@ def trainer(
 
 
 def log(dir: str, name: str, *, save_every: int) -> run.Config:
-    """Where the run lives; the newest checkpoint is kept, with the optimizer, so that any run can go on."""
+    """Where the run lives; the newest checkpoint is kept, so that any run can go on."""
     from nemo import lightning as nl
 
-    from aligner.checkpoints import Checkpoint
+    from aligner.saving import Checkpoint
 
-    checkpoint = run.Config(
-        Checkpoint,
-        filename="{step}",
-        monitor=None,
-        save_top_k=1,
-        save_last=False,
-        every_n_train_steps=save_every,
-        save_optim_on_train_end=True,
-    )
+    checkpoint = run.Config(Checkpoint, every_n_train_steps=save_every, save_top_k=1)
     return run.Config(nl.NeMoLogger, log_dir=dir, name=name, use_datetime_version=False, ckpt=checkpoint)
 
 

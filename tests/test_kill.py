@@ -36,7 +36,7 @@ def kill_when(ready: Callable[[Path], bool], cwd: Path) -> None:
 
 
 def whole(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("step=*") if path.is_dir() and checkpoints.is_whole(path)]
+    return [path for path in folder.glob("step=*") if path.is_dir() and not checkpoints.is_unfinished(path)]
 
 
 def writing(folder: Path) -> bool:

@@ -1,0 +1,141 @@
+"""What a job is held to, and how it ends before its time: preemption, time limits.
+
+A first SIGTERM or SIGUSR1, or the end of the time that the job has, ends the step, saves, and ends the process with
+exit code 75, which says that the same command should be run again. A second signal ends it at once; the newest
+checkpoint is whole, since one is renamed into its place only when it is.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Optional
+
+import lightning.pytorch as pl
+import torch
+
+from aligner.console import say
+from aligner.errors import ConfigError
+from aligner.saving import Checkpoint
+
+REQUEUE = 75
+"""Exit code of a job that is to be run again: EX_TEMPFAIL of sysexits.h."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+@dataclass(kw_only=True)
+class Limits:
+    """What a job is held to.
+
+    Args:
+        max_time_per_run: `[DD:]HH:MM:SS` after which this job saves and ends, to be run again; None: no limit. The last
+            step ends within it; leave room for the time that saving takes.
+        hang_after: seconds without progress after which the ranks say where they are; 0: never.
+        spike: report a loss so many standard deviations above those of the last steps; 0: never.
+    """
+
+    max_time_per_run: Optional[str] = None
+    hang_after: float = 600.0
+    spike: float = 6.0
+
+    def __post_init__(self) -> None:
+        for name in ("hang_after", "spike"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"limits.{name}: must not be negative, found {getattr(self, name)}")
+        if self.seconds is not None and self.seconds <= 0:
+            raise ConfigError(f"limits.max_time_per_run: must be more than 0, found {self.max_time_per_run!r}")
+
+    @property
+    def seconds(self) -> float | None:
+        """`max_time_per_run` in seconds."""
+        if self.max_time_per_run is None:
+            return None
+        found = re.fullmatch(r"(?:(\d+):)?(\d+):(\d\d):(\d\d)", str(self.max_time_per_run))
+        if found is None:
+            raise ConfigError(
+                f"limits.max_time_per_run: {self.max_time_per_run!r} is not a time; write [DD:]HH:MM:SS, as 03:45:00"
+            )
+        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+class Preempted(SystemExit):
+    """The job was told to end, has saved, and is to be run again."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(REQUEUE)
+        self.reason = reason
+
+
+class Preemption(pl.Callback):
+    """Ends a job between two steps, on all ranks together, whichever of them was told to."""
+
+    REASONS = (None, "its time is up", *(f"it received {s.name}" for s in SIGNALS))
+
+    def __init__(self, limits: Limits, checkpoint: Checkpoint, *, began: float) -> None:
+        self.limits, self.checkpoint, self.began = limits, checkpoint, began
+        self._told = 0
+        self._longest = 0.0
+        self._step_began = 0.0
+        self._first_step = 0
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within this, the first signal asks for a stop and a second one ends the process."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        process = os.getpid()
+
+        def told(number: int, _: Optional[FrameType]) -> None:
+            # The second one is the system's: it also ends a process that waits in a collective.
+            signal.signal(number, signal.SIG_DFL)
+            if os.getpid() != process:
+                # A child that was forked from here, such as a data worker, ends as it would.
+                os.kill(os.getpid(), number)
+                return
+            self._told = 2 + SIGNALS.index(signal.Signals(number))
+
+        before = {number: signal.signal(number, told) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._first_step = trainer.global_step
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._step_began = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._longest = max(self._longest, time.monotonic() - self._step_began)
+        if trainer.global_step != trainer.max_steps:
+            self._end_if_told(trainer)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._end_if_told(trainer)
+
+    def _end_if_told(self, trainer: pl.Trainer) -> None:
+        told, limit = self._told, self.limits.seconds
+        if not told and limit is not None and time.monotonic() - self.began + self._longest > limit:
+            told = 1
+        agreed = torch.tensor(told, device="cuda" if torch.cuda.is_available() else "cpu")
+        torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MAX)
+        if not int(agreed):
+            return
+        reason = self.REASONS[int(agreed)]
+        assert reason is not None
+        saved = self.checkpoint.step_saved == trainer.global_step or trainer.global_step == self._first_step
+        say(f"{reason}: {'nothing new to save' if saved else 'saving'} after step {trainer.global_step}")
+        if not saved:
+            self.checkpoint.save(trainer)
+        self.checkpoint.wait(trainer)
+        raise Preempted(reason)

@@ -1,0 +1,119 @@
+"""What a run means: the settings that its numbers follow from, as they are compared when it is resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from aligner.errors import ConfigError
+
+if TYPE_CHECKING:
+    from aligner.engine import Run
+
+Settings = dict[str, Any]
+"""By the path under which a recipe has them; numbers, strings, or None."""
+
+FIXED = ("reference", "peft", "model")
+"""What no run can change in its middle: its checkpoints hold them."""
+
+OF_DATA = ("seq_length", "seed", "global_batch_size", "as_chat", "over_long")
+OF_MODEL = ("hidden_dropout", "attention_dropout", "moe_aux_loss_coeff", "moe_z_loss_coeff")
+OF_OPTIMIZER = ("optimizer", "lr", "min_lr", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_grad")
+NOT_OF_SCHEDULE = ("max_steps", "interval", "frequency", "monitor")
+
+
+def of(run: Run) -> Settings:
+    """The settings of a run whose data is prepared.
+
+    How it is spread over ranks and cut into micro-batches, how long it goes, when it saves and validates are not
+    among them.
+    """
+    data, optim = run.data, run.optim
+    assert optim is not None
+    found: Settings = {"preference_weight": run.preference_weight, "sft_weight": run.sft_weight}
+    if run.preference_weight:
+        found |= _call("loss", run.loss)
+    if run.reference is not None and run.objective.needs_reference:
+        found |= _object("reference", run.reference, without=("dir", "on_host", "weights"))
+    if run.peft is not None:
+        found |= _object("peft", run.peft)
+    found |= {f"data.{name}": getattr(data, name) for name in OF_DATA}
+    found |= data.identity()
+    found["model"] = type(run.model).__name__
+    found |= {f"model.config.{name}": getattr(run.model.config, name, None) for name in OF_MODEL}
+    found |= {f"optim.config.{name}": getattr(optim.config, name, None) for name in OF_OPTIMIZER}
+    found |= _object("optim.lr_scheduler", optim.lr_scheduler, without=NOT_OF_SCHEDULE)
+    return {name: value for name, value in found.items() if _plain(value)}
+
+
+def compare(then: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """What differs, as name -> (then, now).
+
+    Args:
+        allowed: names that may differ, as `resume.allow_changes` has them; "loss" allows "loss.beta", too.
+
+    Raises:
+        ConfigError: something differs that may not; or a name is none.
+    """
+    names = {**then, **now}
+    for name in allowed:
+        if not any(_covers(name, known) for known in names):
+            raise ConfigError(
+                f"resume.allow_changes: {name!r} is no setting of this run; there are: {', '.join(names)}"
+            )
+    differ = {name: (then.get(name), now.get(name)) for name in names if then.get(name) != now.get(name)}
+    refused = {name: pair for name, pair in differ.items() if not any(_covers(a, name) for a in allowed)}
+    refused |= {name: pair for name, pair in differ.items() if any(_covers(fixed, name) for fixed in FIXED)}
+    if not refused:
+        return differ
+    shown = "; ".join(f"{name}: was {old!r}, is {new!r}" for name, (old, new) in sorted(refused.items()))
+    names = ",".join(repr(name) for name in sorted(refused))
+    fixed = [name for name in refused if any(_covers(held, name) for held in FIXED)]
+    allow = "" if fixed else f", or go on all the same with resume.allow_changes=[{names}]"
+    raise ConfigError(
+        f"{shown}. The run would no longer be the one that it was; restore what changed, or start under another "
+        f"log.name{allow}"
+    )
+
+
+def _covers(allowed: str, name: str) -> bool:
+    return name == allowed or name.startswith(f"{allowed}.")
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | list)
+
+
+def _call(path: str, function: Callable[..., Any]) -> Settings:
+    """A function with the arguments that it was given or has by default."""
+    given: dict[str, Any] = {}
+    while isinstance(function, functools.partial):
+        given = {**function.keywords, **given}
+        function = function.func
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+    found: Settings = {path: getattr(function, "__qualname__", type(function).__name__)}
+    for name, value in {**defaults, **given}.items():
+        if isinstance(value, list | tuple) and any(map(callable, value)):
+            for i, part in enumerate(value):
+                found |= _call(f"{path}.{name}[{i}]", part)
+        elif callable(value):
+            found |= _call(f"{path}.{name}", value)
+        else:
+            found[f"{path}.{name}"] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def _object(path: str, value: Any, *, without: Sequence[str] = ()) -> Settings:
+    """An object's class and what it was made with."""
+    if value is None:
+        return {path: None}
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value) if field.init]
+    else:
+        names = [name for name in inspect.signature(type(value).__init__).parameters if name != "self"]
+    held = {name: getattr(value, name) for name in names if name not in without and hasattr(value, name)}
+    return {path: type(value).__name__} | {f"{path}.{name}": found for name, found in held.items()}
