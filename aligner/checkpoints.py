@@ -44,7 +44,8 @@ def record(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(f"{checkpoint}: what it says of itself cannot be read ({error})") from None
     if written_by > FORMAT:
         raise CheckpointError(
-            f"{checkpoint}: was written by nemo-align {found['versions']['nemo-align']} in format {written_by}, and this "
+            f"{checkpoint}: was written by nemo-align {found['versions']['nemo-align']} in format {written_by}, "
+            f"and this "
             f"version reads up to {FORMAT}; install that version, or a later one, to go on from step {step}"
         )
     return found
@@ -168,7 +169,8 @@ class Resume(nl.AutoResume):
 
     Args:
         start_from: another stage, as a recipe: run if it has not run yet; its newest checkpoint is the start.
-        allow_changes: settings that may differ from those the run began with, as ["loss.beta"]; a change of any other is
+        allow_changes: settings that may differ from those the run began with, as ["loss.beta"]; a change of any
+        other is
             refused, with its old and its new value.
     """
 

@@ -42,7 +42,8 @@ def arguments(run: Run) -> None:
     _folders(run)
     if not isinstance(run.logger.ckpt, Checkpoint):
         raise ConfigError(
-            f"log.ckpt: is {type(run.logger.ckpt).__name__}; a run saves with run.Config(aligner.saving.Checkpoint), as "
+            f"log.ckpt: is {type(run.logger.ckpt).__name__}; a run saves with "
+            f"run.Config(aligner.saving.Checkpoint), as "
             "every recipe does"
         )
     if run.optim is None:

@@ -27,7 +27,7 @@ nemo llm align --factory tiny_dpo --dryrun shows every part: model, data, traine
 reference, peft, log, optim, resume. run.executor=local run.executor.ranks=2 says where it runs.
 """
 
-OURS = ("align", "import-hf", "export-hf", "merge", "lint-preferences", "pack-preferences")
+OURS = ("align", "verify-resume", "import-hf", "export-hf", "merge", "lint-preferences", "pack-preferences")
 
 
 def _help(name: str, command: Callable[..., Any]) -> str:
@@ -45,7 +45,7 @@ def _help(name: str, command: Callable[..., Any]) -> str:
 def _register() -> None:
     import nemo_run as run
 
-    from aligner import console, huggingface, lint, merging, prepacked
+    from aligner import console, huggingface, lint, merging, prepacked, verify
     from aligner.api import align
     from aligner.context import AlignContext
     from aligner.executors import local
@@ -53,6 +53,9 @@ def _register() -> None:
 
     console.hush()
     run.cli.entrypoint(align, namespace="llm", help=HELP, run_ctx_cls=AlignContext)
+    run.cli.entrypoint(
+        verify.verify_resume, name="verify-resume", namespace="llm", help=verify.HELP, run_ctx_cls=verify.VerifyContext
+    )
     for name, command in {
         "import-hf": huggingface.import_hf,
         "export-hf": huggingface.export_hf,

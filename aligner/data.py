@@ -297,5 +297,5 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where another job of this run stopped; that the data is the same was found before (`aligner.settings`)."""
+        """Go on where another job of this run stopped; `aligner.settings` has found the data to be the same."""
         self.consumed_samples = int(state_dict["consumed_samples"])

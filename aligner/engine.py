@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -33,9 +33,6 @@ from aligner.report import summary
 from aligner.saving import Checkpoint
 from aligner.watchdog import Watchdog
 from aligner.watching import Watch
-
-VERSIONS = ("nemo-align", "nemo-toolkit", "megatron-core", "torch", "lightning", "nemo_run")
-"""Distributions whose versions a checkpoint notes."""
 
 
 @dataclass(kw_only=True)
@@ -214,23 +211,6 @@ class Run:
         for name, (old, new) in differ.items():
             say(f"{name}: was {old!r}, is {new!r} from here on, as resume.allow_changes says")
 
-    def _describe(self) -> dict[str, Any]:
-        """What a checkpoint says of itself beside its step."""
-        parallel, data = self.strategy.parallelism, self.data
-        return {
-            "consumed_samples": data.state_dict()["consumed_samples"],
-            "epoch": self.trainer.global_step // data.steps_per_epoch,
-            "settings": self._settings,
-            "layout": {
-                "ranks": self.trainer.world_size,
-                "tensor": parallel.tensor_model_parallel_size,
-                "pipeline": parallel.pipeline_model_parallel_size,
-                "context": parallel.context_parallel_size,
-                "expert": parallel.expert_model_parallel_size,
-            },
-            "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
-        }
-
     # ---- NeMo's set-up ----------------------------------------------------------------------------------------
 
     @property
@@ -258,7 +238,7 @@ class Run:
             start_adapters=self.resume.adapters if self.resume else None,
             health=health,
         )
-        self.checkpoint.describe = self._describe
+        self.checkpoint.describe = functools.partial(settings.described, self, self._settings)
         preemption = Preemption(limits, self.checkpoint, began=began)
         # First, so that a checkpoint is saved after the gates have passed and bears the step just made.
         first = [watch, health, Lookahead(trainer, reductions, reference, seed=self.data.seed), Progress(watch)]

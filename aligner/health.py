@@ -48,7 +48,8 @@ class Health(pl.Callback):
         rows = sorted({row for part in every for row in part})
         raise GateError(
             f"step {trainer.global_step}: the loss of {len(rows)} of {self.data.examples_in(trainer.global_step)} "
-            f"examples is not finite: {self._places(rows)}. No weight was changed by this step, and the newest checkpoint "
+            f"examples is not finite: {self._places(rows)}. No weight was changed by this step, and the newest "
+            f"checkpoint "
             "is from before it. Look at these rows; if nothing is wrong with them, lower optim.config.lr or "
             "optim.config.clip_grad, or train in float32 (trainer.plugins.on_gpu=32)"
         )
@@ -62,7 +63,8 @@ class Health(pl.Callback):
         if grad_norm is not None and not math.isfinite(grad_norm):
             raise GateError(
                 f"step {step}: the gradient norm is {grad_norm}, though every loss is finite; the newest checkpoint is "
-                f"from before this step. Its rows: {self._places(self._rows(step))}. Look at the longest of them, lower "
+                f"from before this step. Its rows: {self._places(self._rows(step))}. Look at the longest of them, "
+                f"lower "
                 "optim.config.lr, or train in float32 (trainer.plugins.on_gpu=32)"
             )
         if self.spike and len(self._losses) >= self.ENOUGH:

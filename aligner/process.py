@@ -47,7 +47,8 @@ KEPT = (*LAUNCHER, *kernels.SET)
 def kept_environment() -> Iterator[None]:
     """Undo what a run writes into the environment.
 
-    A process started afterwards, from a notebook say, would take this one's port for its own, and a next run its kernels.
+    A process started afterwards, from a notebook say, would take this one's port for its own, and a next run its
+    kernels.
     """
     before = {name: os.environ.get(name) for name in KEPT}
     try:

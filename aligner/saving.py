@@ -239,8 +239,10 @@ class Checkpoint(nl.ModelCheckpoint):
         if lacking is not None:
             free, needed = lacking
             raise CheckpointError(
-                f"log.log_dir: the disk of {self.dirpath} is full: {free / 1e9:.2f} GB are left, and a checkpoint takes "
-                f"about {needed / 1e9:.2f} GB, which it needs before an older one can go. Nothing was written; free some "
+                f"log.log_dir: the disk of {self.dirpath} is full: {free / 1e9:.2f} GB are left, and a checkpoint "
+                f"takes "
+                f"about {needed / 1e9:.2f} GB, which it needs before an older one can go. Nothing was written; free "
+                f"some "
                 "room and run the same command again"
             )
 
@@ -262,7 +264,7 @@ class Checkpoint(nl.ModelCheckpoint):
 
 
 def kept(found: Sequence[tuple[int, Union[float, None]]], top_k: int, mode: str, monitored: bool) -> set[int]:
-    """Which steps' checkpoints stay, of (step, value): the newest, and the `top_k` best (the newest if not monitored)."""
+    """Which steps' checkpoints stay, of (step, value): the newest, and the `top_k` best or, if not monitored, newest."""
     steps = sorted(step for step, _ in found)
     if top_k == -1:
         return set(steps)
@@ -273,7 +275,7 @@ def kept(found: Sequence[tuple[int, Union[float, None]]], top_k: int, mode: str,
 
 
 def _estimate(module: Any, trainer: Any) -> int:
-    """Bytes of a checkpoint, from the weights: two moments of the trained ones, and a float32 copy of half-precision ones.
+    """Bytes of a checkpoint, from the weights: with two moments, and a float32 copy of half-precision ones.
 
     Weights that ranks share are counted once for each tensor-parallel rank, so it is rather too much than too little.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ Settings = dict[str, Any]
 
 FIXED = ("reference", "peft", "model")
 """What no run can change in its middle: its checkpoints hold them."""
+
+VERSIONS = ("nemo-align", "nemo-toolkit", "megatron-core", "torch", "lightning", "nemo_run")
+"""Distributions whose versions a checkpoint notes."""
 
 OF_DATA = ("seq_length", "seed", "global_batch_size", "as_chat", "over_long")
 OF_MODEL = ("hidden_dropout", "attention_dropout", "moe_aux_loss_coeff", "moe_z_loss_coeff")
@@ -47,6 +51,24 @@ def of(run: Run) -> Settings:
     found |= {f"optim.config.{name}": getattr(optim.config, name, None) for name in OF_OPTIMIZER}
     found |= _object("optim.lr_scheduler", optim.lr_scheduler, without=NOT_OF_SCHEDULE)
     return {name: value for name, value in found.items() if _plain(value)}
+
+
+def described(run: Run, settings: Settings) -> dict[str, Any]:
+    """What a checkpoint of this run says of itself beside its step."""
+    parallel, data = run.strategy.parallelism, run.data
+    return {
+        "consumed_samples": data.state_dict()["consumed_samples"],
+        "epoch": run.trainer.global_step // data.steps_per_epoch,
+        "settings": settings,
+        "layout": {
+            "ranks": run.trainer.world_size,
+            "tensor": parallel.tensor_model_parallel_size,
+            "pipeline": parallel.pipeline_model_parallel_size,
+            "context": parallel.context_parallel_size,
+            "expert": parallel.expert_model_parallel_size,
+        },
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+    }
 
 
 def compare(then: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequence[str]) -> dict[str, tuple[Any, Any]]:

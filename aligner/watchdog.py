@@ -1,7 +1,8 @@
 """When nothing moves any more: which rank is behind the others, and what each waits for.
 
 Every rank has a thread that looks at the time of its last progress. When it has been too long, the rank writes where it
-stands into `hang/` of the run; the first rank that still can reads what all wrote and says it. Nothing is exchanged while
+stands into `hang/` of the run; the first rank that still can reads what all wrote and says it. Nothing is
+exchanged while
 all is well, and nothing that could itself hang is asked of torch.distributed.
 """
 

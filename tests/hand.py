@@ -7,6 +7,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories, is_main_replica
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -100,6 +102,42 @@ class SaveRows(pl.Callback):
         with open(f"{self.path}.{step.trainer.global_rank}", "a") as file:
             file.write(json.dumps([step.trainer.global_step, rows]) + "\n")
         return dataclasses.replace(step, data=iter(batches))
+
+
+class SaveAllGradients(pl.Callback):
+    """The gradient of the first global batch, each rank's part of it with its place in the whole, in `PATH.RANK`."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_step:
+            return
+        model: Any = trainer.strategy.megatron_parallel  # type: ignore[attr-defined]
+        gradients = {p.data_ptr(): p.main_grad for chunk in model for p in chunk.parameters()}
+        state = model.sharded_state_dict()
+        for piece in nested_values(state):
+            if isinstance(getattr(piece, "data", None), Tensor) and piece.data.data_ptr() in gradients:
+                piece.data = gradients[piece.data.data_ptr()]
+        apply_factories(state)
+        held = [
+            (piece.key, piece.global_shape, piece.global_offset, piece.data.detach().clone())
+            for piece in nested_values(state)
+            if isinstance(piece, ShardedTensor) and is_main_replica(piece.replica_id)
+        ]
+        torch.save(held, f"{self.path}.{trainer.global_rank}")
+
+
+def all_gradients(path: Path) -> dict[str, Tensor]:
+    """The parts of all ranks put together."""
+    found: dict[str, Tensor] = {}
+    for file in path.parent.glob(f"{path.name}.[0-9]"):
+        for key, shape, offset, data in torch.load(file, weights_only=False):
+            whole = found.setdefault(key, torch.full(shape, torch.nan))
+            extra = len(shape) - data.dim()
+            whole[(*offset[:extra], *(slice(o, o + n) for o, n in zip(offset[extra:], data.shape, strict=True)))] = data
+    assert len(found) > 5 and not any(bool(g.isnan().any()) for g in found.values())
+    return found
 
 
 def differ(a: Path, b: Path) -> float:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ def torchrun(folder: Path, ranks: int, jobs: list[Any]) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
-        pytest.fail(f"hung after {TIME_LIMIT} s:\n{output[-14000:]}")
-    assert process.returncode == 0, output[-14000:]
+        pytest.fail(f"hung after {TIME_LIMIT} s:\n{output[-4000:]}")
+    assert process.returncode == 0, output[-4000:]
 
 
 EACH = """
@@ -68,3 +69,66 @@ def nemo_each(commands: list[list[str]], folder: Path) -> list[tuple[int, str, s
     return [
         (code, (folder / f"{i}.out").read_text(), (folder / f"{i}.err").read_text()) for i, code in enumerate(codes)
     ]
+
+
+FORKED = """
+import json, os, socket, sys, traceback
+import fiddle as fdl
+import aligner.engine, nemo.collections.llm, nemo.lightning.io
+from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
+
+def rank_of(job, rank, ranks, port):
+    child = os.fork()
+    if child:
+        return child
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "forked",
+                   "GROUP_RANK": "0", "OMP_NUM_THREADS": "1"}
+    import torch
+    torch.set_num_threads(1)
+    code = 1
+    try:
+        fdl.build(ZlibJSONSerializer().deserialize(job))()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush(); sys.stderr.flush()
+    os._exit(code)
+
+for line in open(sys.argv[1]):
+    ranks, job = line.split(" ", 1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [rank_of(job, rank, int(ranks), port) for rank in range(int(ranks))]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print("ended", json.dumps(codes), file=sys.__stdout__, flush=True)
+"""
+
+
+def forked(folder: Path, jobs: list[tuple[int, Any]], limit: int = TIME_LIMIT) -> tuple[list[list[int]], str]:
+    """Run (ranks, recipe) one after another, each rank a process of its own; NeMo is imported once for all.
+
+    Returns the exit codes of each job's ranks, and everything that was said.
+    """
+    file, output = folder / f"jobs-{uuid.uuid4().hex[:6]}.txt", folder / f"output-{uuid.uuid4().hex[:6]}.txt"
+    file.write_text("\n".join(f"{ranks} {ZlibJSONSerializer().serialize(job)}" for ranks, job in jobs))
+    with output.open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", FORKED, str(file)],
+            start_new_session=True,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        )
+        try:
+            process.wait(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            pytest.fail(f"hung after {limit} s:\n{output.read_text()[-4000:]}")
+    text = output.read_text(errors="replace")
+    assert process.returncode == 0, text[-4000:]
+    return [json.loads(line.removeprefix("ended ")) for line in text.splitlines() if line.startswith("ended [")], text

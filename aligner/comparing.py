@@ -1,0 +1,62 @@
+"""Two checkpoints, bit by bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from nemo.lightning.ckpt_utils import WEIGHTS_PATH
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+COMMON = ("global_step", "optimizer", "lr_schedulers", "AlignDataModule")
+"""What of the state that is not cut into pieces must be equal; the rest are counters of loops and paths."""
+
+
+def read(checkpoint: Path) -> dict[str, Any]:
+    """Everything in a checkpoint by name: weights, optimizer, reference, schedule, data."""
+    reader = dcp.FileSystemReader(checkpoint / WEIGHTS_PATH)
+    state: dict[str, Any] = {}
+    for name, held in reader.read_metadata().state_dict_metadata.items():
+        if not isinstance(held, BytesStorageMetadata):
+            state[name] = torch.empty(held.size, dtype=held.properties.dtype)
+        else:
+            state[name] = None
+    dcp.load(state, storage_reader=reader, no_dist=True)
+    common = torch.load(checkpoint / WEIGHTS_PATH / "common.pt", weights_only=False, map_location="cpu")
+    for name in COMMON:
+        _flatten(name, common.get(name), state)
+    return state
+
+
+def _flatten(name: str, value: Any, into: dict[str, Any]) -> None:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _flatten(f"{name}.{key}", part, into)
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            _flatten(f"{name}[{i}]", part, into)
+    else:
+        into[name] = value
+
+
+def first_difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """The first thing that two checkpoints do not have alike, in words; None if they are identical."""
+    for name in sorted({*one, *other}):
+        if name not in one or name not in other:
+            return f"{name} is only in the {'second' if name not in one else 'first'}"
+        a, b = one[name], other[name]
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            if a.shape != b.shape or a.dtype != b.dtype:
+                return f"{name}: {tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}"
+            if not torch.equal(a, b):
+                differ = a != b
+                at = tuple(int(i) for i in differ.nonzero()[0])
+                largest = float((a.double() - b.double()).abs().max())
+                count = f"{int(differ.sum())} of {a.numel()} elements, largest distance {largest:.3g}"
+                return f"{name}{list(at)}: {a[at].item()!r} and {b[at].item()!r} ({count})"
+        elif type(a) is not type(b) or a != b:
+            return f"{name}: {a!r} and {b!r}"
+    return None

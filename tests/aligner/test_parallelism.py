@@ -1,0 +1,153 @@
+"""Every way to divide a model, with and without packing, against one rank: gradients, losses, rows, validation.
+
+The layouts of plain data, tensor and pipeline parallelism under other losses, references and adapters are in
+test_layouts.py.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fiddle as fdl
+import nemo_run as run
+import pytest
+from hand import SaveAllGradients, SaveRows, all_gradients
+from launching import forked
+from nemo.collections import llm
+from nemo.lightning import RestoreConfig
+
+from aligner.watching import read_metrics
+
+TENSOR, PIPELINE, CONTEXT = (f"{kind}_parallel_size" for kind in ("tensor_model", "pipeline_model", "context"))
+EXPERT = "expert_model_parallel_size"
+TWO: dict[str, dict[str, Any]] = {
+    "data": {},
+    "tensor": {TENSOR: 2},
+    "sequence": {TENSOR: 2, "sequence_parallel": True},
+    "pipeline": {PIPELINE: 2},
+    "interleaved": {PIPELINE: 2, "virtual_pipeline_model_parallel_size": 2},
+    "uneven": {PIPELINE: 2, "num_layers_in_first_pipeline_stage": 1},
+    "context": {CONTEXT: 2},
+    "recomputed": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+    "experts data": {},
+    "experts": {EXPERT: 2},
+    "experts tensor": {TENSOR: 2, "sequence_parallel": True, EXPERT: 2, "expert_tensor_parallel_size": 1},
+    "experts context": {CONTEXT: 2},
+}
+FOUR: dict[str, dict[str, Any]] = {
+    "tensor pipeline": {TENSOR: 2, PIPELINE: 2},
+    "tensor data": {TENSOR: 2},
+    "tensor context": {TENSOR: 2, CONTEXT: 2, "sequence_parallel": True},
+    "pipeline context": {PIPELINE: 2, CONTEXT: 2},
+    "interleaved data": {PIPELINE: 2, "virtual_pipeline_model_parallel_size": 2},
+    "experts pipeline": {EXPERT: 2, PIPELINE: 2},
+}
+CUTS = ("padded", "packed")
+STEPS = 10
+
+
+def kind_of(layout: str) -> str:
+    """Which model a layout divides."""
+    return "experts" if layout.startswith("experts") else "dense"
+
+
+class Bench:
+    """Makes, runs and reads jobs that start from the same weights."""
+
+    def __init__(self, folder: Path, tiny: Callable[..., Any]) -> None:
+        self.folder, self.tiny = folder, tiny
+        for kind in ("dense", "experts"):
+            fdl.build(self.job("start", kind, "padded", 1, {}))()
+            for cut in CUTS:
+                fdl.build(self.job(f"one {kind}", kind, cut, 1, {}))()
+
+    def job(self, name: str, kind: str, cut: str, ranks: int, layout: dict[str, Any]) -> Any:
+        # Rows for three epochs that leave two over.
+        recipe = self.tiny(f"{name} {cut}".replace(" ", "_"), rows=18, num_gpus_per_node=ranks)
+        recipe.model.config.num_layers = 4
+        if kind == "experts":
+            given = {k: v for k, v in recipe.model.config.__arguments__.items() if k != "num_layers"}
+            recipe.model = run.Config(
+                llm.MixtralModel,
+                config=run.Config(llm.MixtralConfig, **given, num_layers=2, num_moe_experts=4, bf16=False),
+                tokenizer=recipe.model.tokenizer,
+            )
+            # It is of a micro-batch, so it depends on how a batch is cut.
+            recipe.model.config.moe_aux_loss_coeff = 0.0
+        recipe.trainer.max_steps, recipe.trainer.val_check_interval = (1, 1) if name == "start" else (STEPS, 4)
+        recipe.log.ckpt.every_n_train_steps = STEPS
+        recipe.data.batching, recipe.data.pack_size = cut, 130 if cut == "packed" else None
+        if name != "start":
+            start = str(self.folder / f"runs/start_padded_{kind}")
+            recipe.resume.restore_config = run.Config(RestoreConfig, path=start)
+            path = str(self.folder / recipe.log.name)
+            recipe.trainer.callbacks = [
+                run.Config(SaveAllGradients, path=path),
+                run.Config(SaveRows, path=f"{path}.rows"),
+            ]
+        else:
+            recipe.log.name = f"start_padded_{kind}"
+        for field, size in layout.items():
+            setattr(recipe.model.config if field.startswith("recompute") else recipe.trainer.strategy, field, size)
+        return recipe
+
+    def run(self, layouts: dict[str, dict[str, Any]], ranks: int) -> None:
+        jobs = [(ranks, self.job(n, kind_of(n), cut, ranks, layout)) for n, layout in layouts.items() for cut in CUTS]
+        codes, said = forked(self.folder, jobs, limit=100 + 30 * ranks * len(layouts))
+        assert codes == [[0] * ranks] * len(jobs), said[-4000:]
+
+    def rows(self, name: str) -> dict[int, Counter[int]]:
+        found: dict[int, Counter[int]] = defaultdict(Counter)
+        for path in self.folder.glob(f"{name}.rows.[0-9]"):
+            for line in path.read_text().splitlines():
+                step, rows = json.loads(line)
+                found[step].update(set(rows))
+        return found
+
+    def compare(self, layout: str, cut: str) -> None:
+        one, other = (f"{name} {cut}".replace(" ", "_") for name in (f"one {kind_of(layout)}", layout))
+        known, found = (read_metrics(self.folder / f"runs/{name}/metrics.csv") for name in (one, other))
+        assert [row["step"] for row in known] == [row["step"] for row in found] and len(known) == STEPS + 4
+        for a, b in zip(known, found, strict=True):
+            for name in ("train/loss", "val/loss", "train/grad_norm", "val/logps_chosen_mean"):
+                if name in a:
+                    assert b[name] == pytest.approx(a[name], rel=1e-4), (name, a["step"])
+        rows = self.rows(other)
+        assert {step: set(found) for step, found in rows.items()} == {s: set(r) for s, r in self.rows(one).items()}
+        whole, parts = all_gradients(self.folder / one), all_gradients(self.folder / other)
+        assert whole.keys() == parts.keys()
+        for name in whole:
+            assert float((whole[name] - parts[name]).norm() / whole[name].norm()) < 1e-4, name
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory, tiny_in: Callable[[Path], Callable[..., Any]]) -> Bench:
+    folder = tmp_path_factory.mktemp("parallelism")
+    return Bench(folder, tiny_in(folder))
+
+
+@pytest.fixture(scope="module")
+def two(bench: Bench) -> Bench:
+    bench.run(TWO, 2)
+    return bench
+
+
+@pytest.fixture(scope="module")
+def four(bench: Bench) -> Bench:
+    bench.run(FOUR, 4)
+    return bench
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("layout", TWO)
+def test_two_ranks_are_one(two: Bench, layout: str, cut: str) -> None:
+    two.compare(layout, cut)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("layout", FOUR)
+def test_four_ranks_are_one(four: Bench, layout: str, cut: str) -> None:
+    four.compare(layout, cut)
