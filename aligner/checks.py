@@ -15,6 +15,7 @@ from aligner.data import AlignDataModule
 from aligner.errors import ConfigError
 from aligner.examples import OverLong
 from aligner.hardware import fused_adam
+from aligner.layout import special_attention
 from aligner.prepacked import is_packed
 from aligner.reference import AdaptersOff
 from aligner.saving import Checkpoint
@@ -133,18 +134,12 @@ def _end_to_end(run: Run) -> None:
     data, config = run.data, run.model.config
     if data.batching not in END_TO_END and not any(map(is_packed, (data.train, data.validation))):
         return
-    special = {
-        "window_size": getattr(config, "window_size", None),
-        "softmax_type": None if getattr(config, "softmax_type", "vanilla") == "vanilla" else config.softmax_type,
-        "multi_latent_attention": getattr(config, "multi_latent_attention", False),
-        "apply_query_key_layer_scaling": getattr(config, "apply_query_key_layer_scaling", False),
-    }
     if getattr(config, "attn_logit_softcapping", None):
         raise ConfigError(
             f"data.batching: {data.batching} lays sequences end to end, which NeMo's attention for "
             "model.config.attn_logit_softcapping (Gemma 2) refuses; use data.batching=length_grouped"
         )
-    asked = [name for name, value in special.items() if value]
+    asked = special_attention(config)
     if asked and cpu.no_transformer_engine():
         raise ConfigError(
             f"data.batching: {data.batching} lays sequences end to end, but the model asks for {', '.join(asked)}, "

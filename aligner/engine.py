@@ -17,7 +17,7 @@ from nemo.lightning import MegatronOptimizerModule, MegatronStrategy, NeMoLogger
 from nemo.lightning.callback_group import CallbackGroup
 from nemo.lightning.pytorch.callbacks import PEFT, ModelTransform
 
-from aligner import adapters, architecture, checkpoints, checks, kernels, parallel, process, schedule, settings
+from aligner import adapters, architecture, checkpoints, checks, kernels, layout, parallel, process, schedule, settings
 from aligner.claim import claimed
 from aligner.console import say
 from aligner.data import AlignDataModule
@@ -75,6 +75,9 @@ class Run:
         max_steps = self._plan()
         if not start_first:
             self._find_start()
+        layout.check(
+            self.strategy.parallelism, self.model.config, ranks=self.trainer.num_nodes * self.trainer.num_devices
+        )
         if self._finished(max_steps):
             return self.folder
         self._compare()

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from nemo.lightning.io.mixin import IOMixin
 
 from aligner import randomness
+from aligner.watching import Watch
 
 
 class Recorder(pl.Callback, IOMixin):
@@ -32,12 +33,12 @@ class Recorder(pl.Callback, IOMixin):
             self._rows += [int(row) for row, valid in zip(batch.index_P, batch.valid_P, strict=True) if valid]
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        metrics: Any = trainer.callback_metrics
+        watch = next(cb for cb in trainer.callbacks if isinstance(cb, Watch))  # type: ignore[attr-defined]
         line = {
             "step": trainer.global_step - 1,
             "rows": sorted(set(self._rows)),
-            "loss": _bits(metrics.get("reduced_train_loss")),
-            "gradient norm": _bits(metrics.get("grad_norm")),
+            "loss": _bits(watch.last["train/loss"]),
+            "gradient norm": _bits(watch.last.get("train/grad_norm")),
             "learning rate": _bits(trainer.optimizers[0].param_groups[0]["lr"]),
             "random states": randomness.states(),
         }

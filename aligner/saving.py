@@ -264,7 +264,7 @@ class Checkpoint(nl.ModelCheckpoint):
 
 
 def kept(found: Sequence[tuple[int, Union[float, None]]], top_k: int, mode: str, monitored: bool) -> set[int]:
-    """Which steps' checkpoints stay, of (step, value): the newest, and the `top_k` best or, if not monitored, newest."""
+    """Which steps stay, of (step, value): the newest, and the `top_k` best or, if not monitored, newest."""
     steps = sorted(step for step, _ in found)
     if top_k == -1:
         return set(steps)

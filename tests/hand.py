@@ -121,7 +121,7 @@ class SaveAllGradients(pl.Callback):
                 piece.data = gradients[piece.data.data_ptr()]
         apply_factories(state)
         held = [
-            (piece.key, piece.global_shape, piece.global_offset, piece.data.detach().clone())
+            (piece.key, piece.global_shape, piece.global_offset, piece.data.detach().clone())  # type: ignore[union-attr]
             for piece in nested_values(state)
             if isinstance(piece, ShardedTensor) and is_main_replica(piece.replica_id)
         ]
