@@ -1,8 +1,9 @@
 """Lets Megatron-Core 0.15 and NeMo 2.7 run where CUDA or Transformer Engine is missing.
 
-The only file of this package that changes other people's code. `install()` does nothing to a machine that has
-both. Each entry of `PATCHES` is one patch: what upstream line needs it, when it applies, how it is made;
-`tests/aligner/test_cpu.py` shows for each that upstream still fails without it.
+The only file of this package that changes other people's code. On a machine that has both, `install()` mends one
+thing, the process that Megatron's checkpoint writer leaves behind. Each entry of `PATCHES` is one patch: what upstream
+line needs it, when it applies, how it is made; `tests/aligner/test_cpu.py` shows for each that upstream still fails
+without it.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import multiprocessing
 import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing.managers import SyncManager
 from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from aligner import parallel
 
 CPU = torch.device("cpu")
 
@@ -241,7 +246,23 @@ def _dispatcher() -> None:
     module.maybe_move_tensor_to_cpu = move
 
 
+def _writer() -> None:
+    import megatron.core.dist_checkpointing.strategies.filesystem_async as filesystem_async
+
+    module: Any = filesystem_async
+
+    def results_queue() -> Any:
+        if module._results_queue is None:
+            manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+            manager.start(parallel.end_with_parent)
+            module._results_queue = manager.Queue()
+        return module._results_queue
+
+    module._get_write_results_queue = results_queue
+
+
 PATCHES = (
+    Patch("megatron/core/dist_checkpointing: a killed rank leaves 200 MB of a process behind", lambda: True, _writer),
     Patch("torch.cuda.* and device='cuda', written out in a dozen places of both", no_cuda, _cuda_functions),
     Patch("megatron/core/tensor_parallel/random.py: _get/_set_cuda_rng_state", no_cuda, _rng_tracker),
     Patch("nemo/lightning/megatron_init.py: _set_random_seed skips machines without GPUs", no_cuda, _seeding),

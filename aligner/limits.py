@@ -35,7 +35,7 @@ class Limits:
 
     Args:
         max_time_per_run: `[DD:]HH:MM:SS` after which this job saves and ends, to be run again; None: no limit. The last
-            step ends within it; leave room for the time that saving takes.
+            step ends within it (but one is always made); leave room for the time that saving takes.
         hang_after: seconds without progress after which the ranks say where they are; 0: never.
         spike: report a loss so many standard deviations above those of the last steps; 0: never.
     """
@@ -125,7 +125,9 @@ class Preemption(pl.Callback):
 
     def _end_if_told(self, trainer: pl.Trainer) -> None:
         told, limit = self._told, self.limits.seconds
-        if not told and limit is not None and time.monotonic() - self.began + self._longest > limit:
+        # A job that made no step would be followed by another that makes none.
+        moved = trainer.global_step > self._first_step
+        if not told and moved and limit is not None and time.monotonic() - self.began + self._longest > limit:
             told = 1
         agreed = torch.tensor(told, device="cuda" if torch.cuda.is_available() else "cpu")
         torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MAX)
@@ -133,7 +135,7 @@ class Preemption(pl.Callback):
             return
         reason = self.REASONS[int(agreed)]
         assert reason is not None
-        saved = self.checkpoint.step_saved == trainer.global_step or trainer.global_step == self._first_step
+        saved = self.checkpoint.step_saved == trainer.global_step or not moved
         say(f"{reason}: {'nothing new to save' if saved else 'saving'} after step {trainer.global_step}")
         if not saved:
             self.checkpoint.save(trainer)

@@ -82,15 +82,19 @@ def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
     # The processes are parallel already.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _make = make
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
-    """A killed parent says no farewell, and a worker would wait for pieces for ever."""
+def end_with_parent() -> None:
+    """Have this process end when the one that spawned it does: a killed one says no farewell."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _call(piece: Any) -> Any:

@@ -36,6 +36,9 @@ class Checkpoint(nl.ModelCheckpoint):
         mode: whether the lowest (min) or the highest (max) value is the best.
         save_top_k: how many to keep; -1 keeps all.
         save_last: keep a link `last` to the newest one.
+
+    Raises:
+        ConfigError: a number is none that makes sense.
     """
 
     def __init__(
@@ -48,6 +51,14 @@ class Checkpoint(nl.ModelCheckpoint):
         save_top_k: int = 1,
         save_last: bool = False,
     ) -> None:
+        for name, value in (
+            ("every_n_train_steps", every_n_train_steps),
+            ("every_n_minutes", every_n_minutes),
+        ):
+            if value is not None and value <= 0:
+                raise ConfigError(f"log.ckpt.{name}: must be more than 0, found {value}; None switches it off")
+        if save_top_k < -1:
+            raise ConfigError(f"log.ckpt.save_top_k: is {save_top_k}; give -1 for all, or a number to keep")
         super().__init__(
             monitor=monitor,
             mode=mode,
@@ -66,19 +77,11 @@ class Checkpoint(nl.ModelCheckpoint):
         self._needed = 0
 
     def check(self, *, val_check_interval: int, validates: bool) -> None:
-        """Compare with each other what was asked for.
+        """Compare what is monitored with when it is measured.
 
         Raises:
-            ConfigError: it is nothing, or cannot be had.
+            ConfigError: checkpoints would have no value.
         """
-        for name, value in (
-            ("every_n_train_steps", self.every_n_steps),
-            ("every_n_minutes", self.every_n_minutes),
-        ):
-            if value is not None and value <= 0:
-                raise ConfigError(f"log.ckpt.{name}: must be more than 0, found {value}; None switches it off")
-        if self.save_top_k < -1:
-            raise ConfigError(f"log.ckpt.save_top_k: is {self.save_top_k}; give -1 for all, or a number to keep")
         if self.monitor is None or not self.monitor.startswith("val/"):
             return
         if not validates:

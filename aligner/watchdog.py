@@ -79,6 +79,9 @@ class Watchdog(pl.Callback):
         told = 0.0
         while not self._ends.wait(min(1.0, self.after / 4)):
             since, step, phase = self._at
+            if told and since != told:
+                self._file.unlink(missing_ok=True)
+                told = 0.0
             if time.monotonic() - since < self.after or since == told:
                 continue
             told = since
@@ -99,7 +102,11 @@ class Watchdog(pl.Callback):
             "written": time.time(),
             "stack": [f"{_short(f.filename)}:{f.lineno} {f.name}" for f in reversed(stack)],
         }
-        (self.folder / f"rank-{self.rank:05d}.json").write_text(json.dumps(said, indent=2) + "\n")
+        self._file.write_text(json.dumps(said, indent=2) + "\n")
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / f"rank-{self.rank:05d}.json"
 
     def _tell(self) -> None:
         found = []

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from aligner import toy
+from aligner import losses, toy
 
 HEADS, GROUPS, HIDDEN, FFN, VOCAB = 4, 2, 64, 96, 96
 
@@ -157,3 +161,50 @@ def save_llama(path: Path, **options: Any) -> None:
         num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2, **options,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(path)
+
+
+class Disturb(pl.Callback):
+    """Does something to this process when so many steps have been made: sends it a signal, makes it wait or stop."""
+
+    def __init__(
+        self, at: int, rank: int = 0, signals: tuple[int, ...] = (), sleep: float = 0.0, stop: float = 0.0
+    ) -> None:
+        self.at, self.rank, self.signals, self.sleep, self.stop = at, rank, signals, sleep, stop
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_rank == self.rank and trainer.global_step >= self.at and self.signals:
+            signals, self.signals = self.signals, ()
+            for number in signals:
+                os.kill(os.getpid(), number)
+        if trainer.global_rank != self.rank or trainer.global_step != self.at:
+            return
+        if self.sleep:
+            time.sleep(self.sleep)
+        if self.stop:
+            subprocess.Popen(["/bin/sh", "-c", f"sleep {self.stop}; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class Slow(pl.Callback):
+    """Makes every step, and every batch of a validation, take longer."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        time.sleep(self.seconds)
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        time.sleep(self.seconds)
+
+
+def no_number(pairs: losses.PairLogprobs, *, length: float) -> Tensor:
+    """DPO that is not a number for chosen responses of one length."""
+    return torch.where(pairs.chosen_length == length, torch.nan, losses.dpo(pairs))
+
+
+def no_gradient(pairs: losses.PairLogprobs, *, after: float) -> Tensor:
+    """DPO whose gradient is not a number as soon as the policy has moved so far."""
+    moved = (pairs.policy_chosen - pairs.reference_chosen).detach().abs()
+    # The slope of a root at 0 is infinite, and times 0 it is no number.
+    return losses.dpo(pairs) + (pairs.policy_chosen * 0 + (moved <= after)).sqrt()

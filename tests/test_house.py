@@ -28,7 +28,7 @@ ALLOWED = {
     "aligner.naming": {"aligner.files"},
     "aligner.metrics": set(),
     "aligner.objective": {"aligner.examples", "aligner.losses", "aligner.metrics", "aligner.unpaired"},
-    "aligner.cpu": set(),
+    "aligner.cpu": {"aligner.parallel"},
     "aligner.files": set(),
 }
 TORCH_ONLY = {f"aligner.{n}" for n in ("losses", "unpaired", "logprobs", "metrics", "objective", "batch")}

@@ -14,6 +14,19 @@ from aligner import cpu
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the patches are for machines without CUDA")
 
 UNPATCHED = {
+    "writer": """
+import inspect, megatron.core.dist_checkpointing.strategies.filesystem_async as f
+print("needed" if "ctx.Manager().Queue()" in inspect.getsource(f._get_write_results_queue) else "")
+""",
+    "router": """
+import megatron.core.transformer.moe.moe_utils as m
+print("" if hasattr(m, "te_general_gemm") else "needed")
+""",
+    "dispatcher": """
+import torch
+from megatron.core.transformer.moe.token_dispatcher import maybe_move_tensor_to_cpu as move
+print("needed" if torch.is_tensor(move(torch.ones(2), as_numpy=True)) else "")
+""",
     "CUDA as CPU": """
 import torch
 try: torch.zeros(1, device="cuda")
