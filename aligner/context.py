@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import enum
 import importlib
 import inspect
 import re
@@ -81,7 +82,7 @@ def _override(recipe: run.Partial, args: list[str]) -> run.Partial:
             choose(recipe, part, value)
             continue
         try:
-            if not _set_postponed(recipe, part, value):
+            if not _set_itself(recipe, part, value):
                 recipe = parse_cli_args(recipe, [arg])  # type: ignore[arg-type]
         except CLIException as error:
             path = re.split(r"[-+*/|&]?=", arg)[0]
@@ -89,14 +90,25 @@ def _override(recipe: run.Partial, args: list[str]) -> run.Partial:
     return recipe
 
 
-def _set_postponed(recipe: run.Partial, path: str, value: str) -> bool:
-    """Set an argument whose module postpones its annotations (NeMo's LoRA); upstream cannot read those."""
+def _set_itself(recipe: run.Partial, path: str, value: str) -> bool:
+    """Set an argument that upstream cannot read: an enumeration's, or one whose module postpones annotations (LoRA).
+
+    Raises:
+        ConfigError: the enumeration has no such member.
+    """
     *parents, last = path.split(".")
     at: Any = recipe
     for name in parents:
         at = getattr(at, name, None)
     parameters = inspect.signature(at.__fn_or_cls__).parameters if isinstance(at, run.Config | run.Partial) else {}
-    if last not in parameters or not isinstance(parameters[last].annotation, str):
+    kind = parameters[last].annotation if last in parameters else None
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        if value not in kind.__members__:
+            raise ConfigError(f"{path}: {value!r} is not one of {', '.join(kind.__members__)}")
+        # YAML has no enumerations.
+        setattr(at, last, run.Config(member, kind=f"{kind.__module__}.{kind.__qualname__}", name=value))
+        return True
+    if not isinstance(kind, str):
         return False
     target = at.__fn_or_cls__
     try:
@@ -107,6 +119,12 @@ def _set_postponed(recipe: run.Partial, path: str, value: str) -> bool:
         return False
     setattr(at, last, parse_value(value, hints.get(last)))
     return True
+
+
+def member(kind: str, name: str) -> enum.Enum:
+    """The member of an enumeration, both by name."""
+    module, _, last = kind.rpartition(".")
+    return getattr(importlib.import_module(module), last)[name]
 
 
 def _explain(recipe: run.Partial, path: str, arg: str, error: Exception) -> str:

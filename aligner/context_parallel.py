@@ -56,7 +56,7 @@ def whole(part_RT: Tensor, batch: Batch) -> Tensor:
     The gradient of what is made of it flows back to this rank's part alone; the ranks' gradients are added up with
     those of the weights.
     """
-    if size() == 1:
+    if size() <= 1:
         return part_RT
     full = part_RT.new_zeros(batch.tokens_RT.shape)
     full = full.index_copy(1, own(batch), part_RT)

@@ -208,3 +208,15 @@ def no_gradient(pairs: losses.PairLogprobs, *, after: float) -> Tensor:
     moved = (pairs.policy_chosen - pairs.reference_chosen).detach().abs()
     # The slope of a root at 0 is infinite, and times 0 it is no number.
     return losses.dpo(pairs) + (pairs.policy_chosen * 0 + (moved <= after)).sqrt()
+
+
+class Forgets(pl.Callback):
+    """Changes the learning rate by how many steps this process has made, which no checkpoint knows."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.steps += 1
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] *= 1 + 0.1 * self.steps

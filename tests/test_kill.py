@@ -7,8 +7,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
 from aligner import checkpoints
 from aligner.watching import read_metrics
@@ -40,8 +42,8 @@ def whole(folder: Path) -> list[Path]:
 
 
 def writing(folder: Path) -> bool:
-    """A second checkpoint has begun: its marker stands, the first one is whole."""
-    return bool(whole(folder)) and any(folder.glob("step=20-unfinished"))
+    """A second checkpoint has begun, the first one is whole."""
+    return bool(whole(folder)) and any(folder.glob("step=20.partial"))
 
 
 @pytest.mark.parametrize(
@@ -63,3 +65,59 @@ def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint(tmp_path: Path, r
     assert trained == list(range(STEPS))
     assert checkpoints.step_of(checkpoints.newest(run)) == STEPS  # type: ignore[arg-type]
     assert len(list((run / "checkpoints").iterdir())) == 1, "torn and older checkpoints are cleared away"
+
+
+KILLS = """
+import os, random, signal, sys, time
+import fiddle as fdl
+import aligner.engine, nemo.collections.llm, nemo.lightning.io
+from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
+
+job, moments, draw = open(sys.argv[1]).read(), int(sys.argv[2]), random.Random(int(sys.argv[3]))
+from pathlib import Path
+from aligner import checkpoints
+
+run, step, inside = Path(sys.argv[4]), 0, 0
+for moment in range(moments):
+    child = os.fork()
+    if not child:
+        os.setsid()
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        fdl.build(ZlibJSONSerializer().deserialize(job))()
+        os._exit(0)
+    # Half of them wherever they fall, half as soon as a checkpoint is being written or removed.
+    deadline = time.monotonic() + draw.uniform(0.5, 6)
+    look = draw.random() < 0.5
+    while time.monotonic() < deadline:
+        if look and any((run / "checkpoints").glob("*.partial")) and time.monotonic() > deadline - 5:
+            time.sleep(draw.uniform(0, 0.2))
+            break
+        time.sleep(0.002)
+    os.killpg(child, signal.SIGKILL)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert ended == -9, ended
+    inside += any((run / "checkpoints").glob("*.partial"))
+    found = checkpoints.newest(run)
+    at = checkpoints.step_of(found) if found else 0
+    assert at >= step, (at, step)
+    assert found is None or checkpoints.fault(found) is None
+    step = at
+    print(moment, at, inside, file=sys.__stdout__, flush=True)
+print("steps", step, "inside", inside, file=sys.__stdout__, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_kills_at_a_hundred_random_moments_lose_no_checkpoint(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    """A run that saves every step and never ends; each job goes on from what the one before left."""
+    recipe = tiny(held_out=0)
+    recipe.trainer.max_steps, recipe.log.ckpt.every_n_train_steps = 100_000, 1
+    (tmp_path / "job").write_text(ZlibJSONSerializer().serialize(recipe))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLS, str(tmp_path / "job"), "100", "7", str(tmp_path / "runs/run")],
+        capture_output=True, text=True, timeout=1500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr[-3000:]
+    steps, inside = (int(word) for word in done.stdout.splitlines()[-1].split()[1::2])
+    assert steps > 100 and inside >= 10, "it made progress all the while, and kills fell into saving, too"
