@@ -26,10 +26,8 @@ def claimed(run: Path) -> Iterator[None]:
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
         yield
         return
-    # Beside the run and not in it, which may be refused before it begins.
-    locks = run.parent / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    lock, note = filelock.FileLock(locks / f"{run.name}.lock", timeout=0), locks / f"{run.name}.json"
+    run.mkdir(parents=True, exist_ok=True)
+    lock, note = filelock.FileLock(run / ".lock", timeout=0), run / ".lock.json"
     try:
         lock.acquire()
     except filelock.Timeout:

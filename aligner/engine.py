@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from nemo.lightning import MegatronOptimizerModule, MegatronStrategy, NeMoLogger, Trainer
@@ -23,13 +22,13 @@ from aligner.console import say
 from aligner.data import AlignDataModule
 from aligner.errors import ConfigError
 from aligner.health import Health
-from aligner.limits import Limits, Preempted, Preemption
+from aligner.limits import REQUEUE, Limits, Preempted, Preemption
 from aligner.lookahead import Lookahead
 from aligner.objective import Loss, Objective
 from aligner.policy import attach
 from aligner.progress import Progress
 from aligner.reference import AdaptersOff, Reference
-from aligner.report import summary
+from aligner.report import summary, tell
 from aligner.saving import Checkpoint
 from aligner.watchdog import Watchdog
 from aligner.watching import Watch
@@ -61,7 +60,7 @@ class Run:
         began = time.monotonic()
         checks.arguments(self)
         checks.layout(self)
-        with claimed(self.folder), process.kept_environment():
+        with process.kept_environment():
             return self._run(began)
 
     def _run(self, began: float) -> Path:
@@ -80,6 +79,10 @@ class Run:
         )
         if self._finished(max_steps):
             return self.folder
+        with claimed(self.folder):
+            return self._fit(began)
+
+    def _fit(self, began: float) -> Path:
         self._compare()
         preemption = self._connect(began)
         self.strategy.store = process.fresh_store(self.strategy)
@@ -93,6 +96,7 @@ class Run:
             if self.trainer.is_global_zero:
                 print(summary(self.folder), flush=True)
         except Preempted as stopped:
+            status = "preempted"
             say(f"{stopped.reason}: ends with exit code {stopped.code}; run the same command again to go on")
             raise
         finally:
@@ -249,9 +253,8 @@ class Run:
         if kernels.asked_for():
             kernels.switch_on(model.config)
         kernels.choose_attention(model.config)
-        # In place of Megatron's own check there is aligner.health.
         ddp: Any = self.strategy.ddp_config
-        ddp.check_for_nan_in_grad = False
+        ddp.check_for_nan_in_grad = False  # aligner.health looks
         # NeMo logs its own loss and step under other names; the Watch logs everything once.
         self.strategy.log_train_loss = False
         self.logger.update_logger_directory = False
@@ -276,38 +279,8 @@ class Run:
             say(f"goes on from step {checkpoints.step_of(self._continued)}: {self._continued}")
         elif self._start is not None:
             say(f"starts from {self._start}")
-        self._tell()
+        tell(self)
         return preemption
-
-    def _tell(self) -> None:
-        for split, corpus in self.data.examples.items():
-            report = corpus.report
-            say(f"{split}: {report}")
-            if report.kind == "pairs" and not report.with_rewards and "chosen_reward" in self.objective.reads:
-                gap = self.objective.reward_scale
-                say(
-                    f"{split}: no row has chosen_reward and rejected_reward, so every pair gets 1 and 0. "
-                    "A gap that is the same everywhere says nothing of pairs; under rpo_bwd_kl it is label smoothing "
-                    f"with the target {torch.sigmoid(torch.tensor(gap)).item():.3f}"
-                )
-        left, noun = self.data.units("train") % self.data.global_batch_size, "examples"
-        if "train" in self.data.packs:
-            noun = "packs"
-        if left:
-            say(f"train: {left} {noun} do not fill a last global batch and sit out each epoch, by turns")
-        if self.data.batching == "packed" and noun == "examples":
-            self._tell_packs()
-        if self.preference_weight and self.reference is not None and not self.objective.needs_reference:
-            say("reference: not prepared, the loss reads none")
-
-    def _tell_packs(self) -> None:
-        cutting = self.data.cutting("train")
-        packs, room = cutting(self.data.global_batch(0), 1)[0], cutting.micro_batch_size * cutting.pack_size
-        taken = sum(int(cutting.tokens[row]) for pack in packs for row, _ in pack)
-        say(
-            f"train: the first global batch makes {len(packs)} micro-batches of up to {room} tokens, "
-            f"{taken / (len(packs) * room):.0%} full; data.pack_size sets how many tokens these are"
-        )
 
     def _add_callbacks(self, ours: list[Any]) -> None:
         trainer: Any = self.trainer
@@ -325,6 +298,6 @@ class Run:
             logger.finalize(status)
         started = getattr(self.logger.wandb, "_experiment", None)
         if started is not None and self.trainer.is_global_zero:
-            started.finish(exit_code=0 if status == "success" else 1)
+            started.finish(exit_code={"success": 0, "preempted": REQUEUE}.get(status, 1))
         self.trainer._teardown()
         process.leave_ranks()

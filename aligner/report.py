@@ -1,10 +1,17 @@
-"""What a run has to say at its end: a table of before and after."""
+"""What a run has to say at its beginning, of its data, and at its end: a table of before and after."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
+
+from aligner.console import say
 from aligner.watching import read_metrics
+
+if TYPE_CHECKING:
+    from aligner.engine import Run
 
 ROWS = {
     "loss": "loss",
@@ -40,4 +47,36 @@ def summary(run: Path) -> str:
             f"checkpoints  {run / 'checkpoints'}",
             f"metrics      {run / 'metrics.csv'}",
         ]
+    )
+
+
+def tell(run: Run) -> None:
+    """What the rows are and how they are cut."""
+    data, objective = run.data, run.objective
+    for split, corpus in data.examples.items():
+        report = corpus.report
+        say(f"{split}: {report}")
+        if report.kind == "pairs" and not report.with_rewards and "chosen_reward" in objective.reads:
+            target = torch.sigmoid(torch.tensor(objective.reward_scale)).item()
+            say(
+                f"{split}: no row has chosen_reward and rejected_reward, so every pair gets 1 and 0. "
+                "A gap that is the same everywhere says nothing of pairs; under rpo_bwd_kl it is label smoothing "
+                f"with the target {target:.3f}"
+            )
+    left, noun = data.units("train") % data.global_batch_size, "packs" if "train" in data.packs else "examples"
+    if left:
+        say(f"train: {left} {noun} do not fill a last global batch and sit out each epoch, by turns")
+    if data.batching == "packed" and noun == "examples":
+        _tell_packs(run)
+    if run.preference_weight and run.reference is not None and not objective.needs_reference:
+        say("reference: not prepared, the loss reads none")
+
+
+def _tell_packs(run: Run) -> None:
+    cutting = run.data.cutting("train")
+    packs, room = cutting(run.data.global_batch(0), 1)[0], cutting.micro_batch_size * cutting.pack_size
+    taken = sum(int(cutting.tokens[row]) for pack in packs for row, _ in pack)
+    say(
+        f"train: the first global batch makes {len(packs)} micro-batches of up to {room} tokens, "
+        f"{taken / (len(packs) * room):.0%} full; data.pack_size sets how many tokens these are"
     )

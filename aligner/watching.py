@@ -15,7 +15,7 @@ from nemo.lightning.pytorch.callbacks import PEFT
 from aligner import adapters, gates, metrics
 from aligner.batch import Split
 from aligner.data import AlignDataModule
-from aligner.errors import ConfigError
+from aligner.errors import CheckpointError, ConfigError
 from aligner.files import written_whole
 from aligner.health import Health
 from aligner.objective import Objective
@@ -80,6 +80,15 @@ class Watch(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._schedule = keep_in_mind(trainer)
+        every: list[Any] = [None] * trainer.world_size
+        # What this job found when it began, and what it is about to load.
+        found = {str(path) for path in (self.continued, trainer.ckpt_path) if path is not None}  # type: ignore[attr-defined]
+        torch.distributed.all_gather_object(every, found)
+        if len(found := set().union(*every)) > 1:
+            raise CheckpointError(
+                f"log.log_dir: ranks find different newest checkpoints ({', '.join(sorted(found))}): another job has "
+                "just been at work here, or their file systems differ; run the same command again"
+            )
 
     # ---- training ---------------------------------------------------------------------------------------------
 

@@ -52,7 +52,7 @@ def run(job: Any) -> tuple[float, Path]:
             self.ended = time.perf_counter()
 
     clock = Clock()
-    built = fdl.build(job)
+    built: Any = fdl.build(job)
     built.keywords["trainer"].callbacks.append(clock)
     folder = built()
     return clock.ended - clock.began, folder

@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from hand import SaveGradients, differ
-from launching import torchrun
+from launching import forked
 from nemo.collections.common.tokenizers import AutoTokenizer
 from transformers import AutoTokenizer as HFTokenizer
 
@@ -115,6 +115,7 @@ def test_two_ranks_and_packs_made_ahead_of_time(packed: Callable[..., Any], tmp_
     fdl.build(packed("ahead", "dpo", **ahead, micro_batch_size=1))()
     two = {name: packed(f"{name} on two", "dpo", ranks=2, **options) for name, options in CUTS.items()}
     two["ahead"] = packed("ahead on two", "dpo", ranks=2, **ahead, micro_batch_size=1)
-    torchrun(tmp_path, 2, list(two.values()))
+    codes, said = forked(tmp_path, [(2, job) for job in two.values()])
+    assert codes == [[0, 0]] * len(two), said[-4000:]
     for name in ("ahead", *(f"{name} on two" for name in two)):
         assert differ(tmp_path / "padded", tmp_path / name) < 1e-5, name

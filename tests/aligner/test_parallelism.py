@@ -6,7 +6,7 @@ test_layouts.py.
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,8 @@ class Bench:
             recipe.model.config.moe_aux_loss_coeff = 0.0
         recipe.trainer.max_steps, recipe.trainer.val_check_interval = (1, 1) if name == "start" else (STEPS, 4)
         recipe.log.ckpt.every_n_train_steps = STEPS
+        # The same whether a run ends early or not.
+        recipe.optim.lr_scheduler.warmup_steps, recipe.optim.lr_scheduler.min_lr = 0, recipe.optim.config.lr
         recipe.data.batching, recipe.data.pack_size = cut, 130 if cut == "packed" else None
         if name != "start":
             start = str(self.folder / f"runs/start_padded_{kind}")
@@ -98,6 +100,23 @@ class Bench:
         codes, said = forked(self.folder, jobs, limit=100 + 30 * ranks * len(layouts))
         assert codes == [[0] * ranks] * len(jobs), said[-4000:]
 
+    def move(self, layouts: Sequence[str]) -> None:
+        """Half of the steps in a layout, the others on one rank; and the other way round."""
+        jobs = []
+        for layout in layouts:
+            there, back = (f"{layout} {way}" for way in ("there", "back"))
+            for name, ranks, steps in ((there, 2, 5), (there, 1, STEPS), (back, 1, 5), (back, 2, STEPS)):
+                recipe = self.job(name, kind_of(layout), "packed", ranks, TWO[layout] if ranks == 2 else {})
+                recipe.trainer.max_steps = steps
+                recipe.trainer.callbacks = []
+                jobs.append((ranks, recipe))
+        codes, said = forked(self.folder, jobs, limit=100 + 30 * len(jobs))
+        assert codes == [[0] * ranks for ranks, _ in jobs], said[-4000:]
+
+    def losses(self, name: str) -> list[float]:
+        path = self.folder / f"runs/{name} packed/metrics.csv".replace(" ", "_")
+        return [row["train/loss"] for row in read_metrics(path) if "train/loss" in row]
+
     def rows(self, name: str) -> dict[int, Counter[int]]:
         found: dict[int, Counter[int]] = defaultdict(Counter)
         for path in self.folder.glob(f"{name}.rows.[0-9]"):
@@ -114,6 +133,9 @@ class Bench:
             for name in ("train/loss", "val/loss", "train/grad_norm", "val/logps_chosen_mean"):
                 if name in a:
                     assert b[name] == pytest.approx(a[name], rel=1e-4), (name, a["step"])
+        # The reference was cached by one rank; one fingerprint names it in every layout.
+        assert found[0]["val/loss"] == pytest.approx(0.6931471806, abs=1e-6)
+        assert len(list((self.folder / "runs/reference").iterdir())) == 8
         rows = self.rows(other)
         assert {step: set(found) for step, found in rows.items()} == {s: set(r) for s, r in self.rows(one).items()}
         whole, parts = all_gradients(self.folder / one), all_gradients(self.folder / other)
@@ -151,3 +173,35 @@ def test_two_ranks_are_one(two: Bench, layout: str, cut: str) -> None:
 @pytest.mark.parametrize("layout", FOUR)
 def test_four_ranks_are_one(four: Bench, layout: str, cut: str) -> None:
     four.compare(layout, cut)
+
+
+MOVED, MOVED_TOO = ("interleaved", "experts"), ("sequence", "pipeline", "context", "experts tensor")
+
+
+@pytest.fixture(scope="module")
+def moved(bench: Bench) -> Bench:
+    bench.move(MOVED)
+    return bench
+
+
+@pytest.fixture(scope="module")
+def moved_too(bench: Bench) -> Bench:
+    bench.move(MOVED_TOO)
+    return bench
+
+
+def check_moved(bench: Bench, layout: str) -> None:
+    known = bench.losses(f"one {kind_of(layout)}")
+    for way in ("there", "back"):
+        assert bench.losses(f"{layout} {way}") == pytest.approx(known, rel=1e-4), way
+
+
+@pytest.mark.parametrize("layout", MOVED)
+def test_a_run_moves_to_another_layout_and_back(moved: Bench, layout: str) -> None:
+    check_moved(moved, layout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", MOVED_TOO)
+def test_so_it_does_in_the_other_layouts(moved_too: Bench, layout: str) -> None:
+    check_moved(moved_too, layout)

@@ -62,7 +62,7 @@ def test_signals_and_time_end_the_step_save_and_ask_for_another_job(tiny: Tiny, 
 
 
 def test_a_rank_that_hangs_is_named_with_what_it_does(tiny: Tiny, tmp_path: Path) -> None:
-    def job(name: str, **what: float) -> tuple[int, Any]:
+    def job(name: str, **what: Any) -> tuple[int, Any]:
         recipe = tiny(name, num_gpus_per_node=2)
         recipe.limits.hang_after = 3.5
         recipe.trainer.callbacks = [run.Config(Disturb, at=2, rank=1, **what)]
