@@ -80,14 +80,12 @@ class Watch(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._schedule = keep_in_mind(trainer)
-        every: list[Any] = [None] * trainer.world_size
-        # What this job found when it began, and what it is about to load.
-        found = {str(path) for path in (self.continued, trainer.ckpt_path) if path is not None}  # type: ignore[attr-defined]
-        torch.distributed.all_gather_object(every, found)
-        if len(found := set().union(*every)) > 1:
+        found: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(found, str(self.continued))
+        if len(set(found)) > 1:
             raise CheckpointError(
-                f"log.log_dir: ranks find different newest checkpoints ({', '.join(sorted(found))}): another job has "
-                "just been at work here, or their file systems differ; run the same command again"
+                f"log.log_dir: ranks find different newest checkpoints ({', '.join(sorted(set(found)))}): their file "
+                "systems differ, or another job has just been at work here; run the same command again"
             )
 
     # ---- training ---------------------------------------------------------------------------------------------
