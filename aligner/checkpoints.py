@@ -45,8 +45,7 @@ def record(checkpoint: Path) -> dict[str, Any]:
     if written_by > FORMAT:
         raise CheckpointError(
             f"{checkpoint}: was written by nemo-align {found['versions']['nemo-align']} in format {written_by}, "
-            f"and this "
-            f"version reads up to {FORMAT}; install that version, or a later one, to go on from step {step}"
+            f"and this version reads up to {FORMAT}; install that version, or a later one, to go on from step {step}"
         )
     return found
 

@@ -44,8 +44,7 @@ def arguments(run: Run) -> None:
     if not isinstance(run.logger.ckpt, Checkpoint):
         raise ConfigError(
             f"log.ckpt: is {type(run.logger.ckpt).__name__}; a run saves with "
-            f"run.Config(aligner.saving.Checkpoint), as "
-            "every recipe does"
+            "run.Config(aligner.saving.Checkpoint), as every recipe does"
         )
     if run.optim is None:
         raise ConfigError("optim: is None; give NeMo's MegatronOptimizerModule, as every recipe does")

@@ -49,8 +49,7 @@ class Health(pl.Callback):
         raise GateError(
             f"step {trainer.global_step}: the loss of {len(rows)} of {self.data.examples_in(trainer.global_step)} "
             f"examples is not finite: {self._places(rows)}. No weight was changed by this step, and the newest "
-            f"checkpoint "
-            "is from before it. Look at these rows; if nothing is wrong with them, lower optim.config.lr or "
+            "checkpoint is from before it. Look at these rows; if nothing is wrong with them, lower optim.config.lr or "
             "optim.config.clip_grad, or train in float32 (trainer.plugins.on_gpu=32)"
         )
 
@@ -64,8 +63,7 @@ class Health(pl.Callback):
             raise GateError(
                 f"step {step}: the gradient norm is {grad_norm}, though every loss is finite; the newest checkpoint is "
                 f"from before this step. Its rows: {self._places(self._rows(step))}. Look at the longest of them, "
-                f"lower "
-                "optim.config.lr, or train in float32 (trainer.plugins.on_gpu=32)"
+                "lower optim.config.lr, or train in float32 (trainer.plugins.on_gpu=32)"
             )
         if self.spike and len(self._losses) >= self.ENOUGH:
             mean, deviation = statistics.fmean(self._losses), statistics.stdev(self._losses)

@@ -38,8 +38,7 @@ def _tensor(parallel: Any, config: Any) -> None:
         if value % tensor:
             raise ConfigError(
                 f"{STRATEGY}.tensor_model_parallel_size: {tensor} ranks cannot share model.config.{name}={value} "
-                f"evenly; "
-                f"use {_nearest(tensor, config.num_attention_heads, groups, config.ffn_hidden_size)}"
+                f"evenly; use {_nearest(tensor, config.num_attention_heads, groups, config.ffn_hidden_size)}"
             )
 
 
@@ -62,8 +61,7 @@ def _pipeline(parallel: Any, config: Any) -> None:
         wanted = f"{between} x {chunks}" if chunks > 1 else str(between)
         raise ConfigError(
             f"{STRATEGY}.pipeline_model_parallel_size: {left} layers{uneven} cannot be divided over {wanted} "
-            f"stages; use "
-            f"{_nearest(stages * chunks, layers)} stages in all, or num_layers_in_first_pipeline_stage and "
+            f"stages; use {_nearest(stages * chunks, layers)} stages in all, or num_layers_in_first_pipeline_stage and "
             "num_layers_in_last_pipeline_stage for an uneven split"
         )
 
@@ -92,8 +90,7 @@ def _experts(parallel: Any, config: Any, ranks: int) -> None:
     if tensor > 1 and not parallel.sequence_parallel:
         raise ConfigError(
             f"{STRATEGY}.sequence_parallel: False, but Megatron divides a mixture of experts over tensor-parallel "
-            f"ranks "
-            "with sequence parallelism only; set it to True"
+            "ranks with sequence parallelism only; set it to True"
         )
 
 

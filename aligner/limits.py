@@ -83,7 +83,6 @@ class Preemption(pl.Callback):
         self._told = 0
         self._longest = 0.0
         self._step_began = 0.0
-        self._first_step = 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -109,9 +108,6 @@ class Preemption(pl.Callback):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._first_step = trainer.global_step
-
     def on_train_batch_start(self, *_: Any) -> None:
         self._step_began = time.monotonic()
 
@@ -126,7 +122,7 @@ class Preemption(pl.Callback):
     def _end_if_told(self, trainer: pl.Trainer) -> None:
         told, limit = self._told, self.limits.seconds
         # A job that made no step would be followed by another that makes none.
-        moved = trainer.global_step > self._first_step
+        moved = trainer.global_step > trainer.fit_loop.epoch_loop.began  # type: ignore[attr-defined]
         if not told and moved and limit is not None and time.monotonic() - self.began + self._longest > limit:
             told = 1
         agreed = torch.tensor(told, device="cuda" if torch.cuda.is_available() else "cpu")

@@ -243,10 +243,9 @@ class Checkpoint(nl.ModelCheckpoint):
             free, needed = lacking
             raise CheckpointError(
                 f"log.log_dir: the disk of {self.dirpath} is full: {free / 1e9:.2f} GB are left, and a checkpoint "
-                f"takes "
+                "takes "
                 f"about {needed / 1e9:.2f} GB, which it needs before an older one can go. Nothing was written; free "
-                f"some "
-                "room and run the same command again"
+                "some room and run the same command again"
             )
 
     # ---- what upstream would do of itself ---------------------------------------------------------------------

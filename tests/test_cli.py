@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import fiddle as fdl
 import pytest
 import yaml
 from launching import nemo_each
@@ -17,14 +18,22 @@ MISTAKES = [
     (["--factory", "tiny_dpo", "-y", "loss.beta=0"], "loss.beta: must be above 0"),
     (["-f", "tiny_dpo", "-y", "data.train=none.jsonl"], "none.jsonl: no such file"),
     (["--factory", "tiny_dpo", "-y", "run.executor=nowhere"], "nowhere"),
+    (["--factory", "tiny_dpo", "-y", "model.config.attention_backend=fast"], "'fast' is not one of flash, fused, unf"),
+    (["--factory", "tiny_dpo", "-y", "limits.max_time_per_run=3h"], "limits.max_time_per_run: '3h' is not a time"),
     (["--factory", "tiny_dpo", "-y", "data.batching=pack"], "data.batching: 'pack' is not one of 'padded', 'length_g"),
 ]
+SETTINGS = [
+    "model.config.attention_backend=unfused", "trainer.deterministic=True", "limits.max_time_per_run=03:45:00",
+    "resume.allow_changes=['loss.beta']", "log.ckpt.monitor=val/loss", "log.ckpt.every_n_minutes=30",
+]  # fmt: skip
 CHOSEN = ["loss.beta=0.2", "loss=ipo", "reference=moving", "reference.every=5", "peft=lora", "peft.dim=8"]
 COMMANDS = {
     "help": ["--help"],
     "lint help": ["lint-preferences", "--help"],
     "to yaml": ["align", "--factory", "tiny_dpo", "loss.beta=0.05", "--to-yaml", "recipe.yaml"],
     "from yaml": ["align", "--yaml", "recipe.yaml", "trainer.max_steps=7", "--dryrun", "-y"],
+    "settings": ["align", "--factory", "tiny_dpo", *SETTINGS, "--to-yaml", "settings.yaml"],
+    "verify help": ["verify-resume", "--help"],
     "chosen": ["align", "--factory", "tiny_dpo", *CHOSEN, "--to-yaml", "chosen.yaml"],
     **{message: ["align", *arguments] for arguments, message in MISTAKES},
 }
@@ -53,7 +62,7 @@ def typed(folder: Path) -> dict[str, Typed]:
 def test_our_commands_stand_beside_nemos(typed: dict[str, Typed]) -> None:
     done = typed["help"]
     assert done.code == 0
-    ours = ("align", "import-hf", "export-hf", "merge", "lint-preferences", "pack-preferences")
+    ours = ("align", "verify-resume", "import-hf", "export-hf", "merge", "lint-preferences", "pack-preferences")
     for command in (*ours, "pretrain", "finetune", "export"):
         assert f" {command} " in done.said
     assert "could not register" not in done.errors
@@ -100,3 +109,15 @@ def test_an_error_in_our_own_module_is_loud(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "could not register its commands" in done.stderr
+
+
+def test_settings_of_long_runs_are_understood(typed: dict[str, Typed], folder: Path) -> None:
+    assert typed["settings"].code == 0, typed["settings"].errors
+    from aligner.context import load_yaml
+
+    recipe = load_yaml(folder / "settings.yaml")
+    assert recipe.trainer.deterministic is True
+    assert (recipe.limits.max_time_per_run, recipe.resume.allow_changes) == ("03:45:00", ["loss.beta"])
+    assert (recipe.log.ckpt.monitor, recipe.log.ckpt.every_n_minutes) == ("val/loss", 30)
+    assert fdl.build(recipe.model.config.attention_backend).name == "unfused"
+    assert typed["verify help"].code == 0 and "kill -9" in typed["verify help"].said
