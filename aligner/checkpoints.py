@@ -1,5 +1,6 @@
 """NeMo checkpoints on disk: which is whole, which is newest, where a run starts."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -12,7 +13,6 @@ import torch
 from nemo import lightning as nl
 from nemo.lightning.ckpt_utils import CONTEXT_PATH, WEIGHTS_PATH
 from nemo.lightning.pytorch.callbacks import ModelCheckpoint
-from nemo.utils import AppState
 from torch.distributed.checkpoint import FileSystemReader
 
 from aligner import adapters, huggingface
@@ -133,7 +133,11 @@ def ran_out_of_room(run: Path) -> bool:
 
 def size(folder: Path) -> int:
     """Bytes of all files of a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # it may be on its way out
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def require(path: Path, name: str) -> Path:
@@ -178,13 +182,31 @@ class Resume(nl.AutoResume):
     resume_if_exists: bool = True
     resume_ignore_no_checkpoint: bool = True
 
+    continued: Optional[Path] = field(default=None, init=False)
+    """The checkpoint that `find` found."""
     imported: bool = field(default=False, init=False)
     """Whether `resolve` found a Hugging Face model."""
     adapters: Optional[Path] = field(default=None, init=False)
     """The checkpoint that `resolve` found, if it holds adapters alone; the base they belong to is loaded first."""
 
+    def find(self, run: Path) -> Path | None:
+        """What a run goes on from; None if it begins.
+
+        Raises:
+            CheckpointError: see `newest`; or there is something to go on from, and it is not to be.
+        """
+        if self.resume_if_exists:
+            self.continued = newest(run)
+        elif any(not is_unfinished(path) for path in folders(run)):
+            raise CheckpointError(
+                f"resume.resume_if_exists: False, but {run} has checkpoints, which a run that begins anew would take "
+                f"the "
+                "place of; choose another log.name, or set it to True to go on"
+            )
+        return self.continued
+
     def _find_trainer_ckpt_path(self) -> Path | None:
-        return newest(Path(str(AppState().log_dir)))
+        return self.continued
 
     def resolve(self, *, cache: Path) -> Path | None:
         """Find, and if need be make, what a fresh run starts from; None if it starts at random.

@@ -20,7 +20,7 @@ from aligner import adapters, architecture, checkpoints, checks, kernels, layout
 from aligner.claim import claimed
 from aligner.console import say
 from aligner.data import AlignDataModule
-from aligner.errors import ConfigError
+from aligner.errors import CheckpointError, ConfigError
 from aligner.health import Health
 from aligner.limits import REQUEUE, Limits, Preempted, Preemption
 from aligner.lookahead import Lookahead
@@ -83,6 +83,8 @@ class Run:
             return self._fit(began)
 
     def _fit(self, began: float) -> Path:
+        if self.resume and self.resume.find(self.folder) != self._continued:
+            raise CheckpointError(f"log.name: another job has just been at work in {self.folder}; run this one again")
         self._compare()
         preemption = self._connect(began)
         self.strategy.store = process.fresh_store(self.strategy)
@@ -133,7 +135,7 @@ class Run:
     def _find_start(self) -> None:
         """Where the run goes on, or what it starts from; the model is fitted to it."""
         resume = self.resume
-        self._continued = checkpoints.newest(self.folder) if resume and resume.resume_if_exists else None
+        self._continued = (resume or checkpoints.Resume(resume_if_exists=False)).find(self.folder)
         self._start = resume.resolve(cache=self.runs / "models") if resume and not self._continued else None
         source = self._continued or self._start
         adapters.check(self.peft, source, continued=self._continued is not None)
@@ -234,7 +236,7 @@ class Run:
         interleaved = (self.strategy.virtual_pipeline_model_parallel_size or 1) > 1
         reductions = attach(model, self.objective, interleaved=interleaved)
         limits = self.limits or Limits()
-        health = Health(self.data, reductions["train"], spike=limits.spike)
+        health = Health(self.data, reductions["train"], self.checkpoint, spike=limits.spike)
         watch = Watch(
             data=self.data,
             reductions=reductions,

@@ -14,6 +14,7 @@ from aligner.console import say
 from aligner.data import AlignDataModule
 from aligner.errors import GateError
 from aligner.policy import LossReduction
+from aligner.saving import Checkpoint
 
 SHOWN = 8
 """Rows that a message names."""
@@ -29,8 +30,10 @@ class Health(pl.Callback):
     WINDOW, ENOUGH = 100, 20
     """Steps that a loss is compared with, and how many of them must have been made."""
 
-    def __init__(self, data: AlignDataModule, reduction: LossReduction, *, spike: float) -> None:
-        self.data, self.reduction, self.spike = data, reduction, spike
+    def __init__(
+        self, data: AlignDataModule, reduction: LossReduction, checkpoint: Checkpoint, *, spike: float
+    ) -> None:
+        self.data, self.reduction, self.checkpoint, self.spike = data, reduction, checkpoint, spike
         self._losses: collections.deque[float] = collections.deque(maxlen=self.WINDOW)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -46,6 +49,8 @@ class Health(pl.Callback):
         every: list[list[int]] = [[] for _ in range(trainer.world_size)]
         torch.distributed.all_gather_object(every, own)
         rows = sorted({row for part in every for row in part})
+        # One that is written beside the training is that newest one.
+        self.checkpoint.wait(trainer)
         raise GateError(
             f"step {trainer.global_step}: the loss of {len(rows)} of {self.data.examples_in(trainer.global_step)} "
             f"examples is not finite: {self._places(rows)}. No weight was changed by this step, and the newest "
@@ -53,13 +58,15 @@ class Health(pl.Callback):
             "optim.config.clip_grad, or train in float32 (trainer.plugins.on_gpu=32)"
         )
 
-    def after_step(self, step: int, loss: float, grad_norm: float | None) -> None:
+    def after_step(self, trainer: pl.Trainer, loss: float, grad_norm: float | None) -> None:
         """Look at what a step came to, before anything is saved.
 
         Raises:
             GateError: the gradient was not finite, so that the weights no longer are.
         """
+        step = trainer.global_step - 1
         if grad_norm is not None and not math.isfinite(grad_norm):
+            self.checkpoint.wait(trainer)
             raise GateError(
                 f"step {step}: the gradient norm is {grad_norm}, though every loss is finite; the newest checkpoint is "
                 f"from before this step. Its rows: {self._places(self._rows(step))}. Look at the longest of them, "

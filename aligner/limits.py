@@ -81,6 +81,7 @@ class Preemption(pl.Callback):
     def __init__(self, limits: Limits, checkpoint: Checkpoint, *, began: float) -> None:
         self.limits, self.checkpoint, self.began = limits, checkpoint, began
         self._told = 0
+        self._handler: Any = None
         self._longest = 0.0
         self._step_began = 0.0
 
@@ -95,18 +96,24 @@ class Preemption(pl.Callback):
         def told(number: int, _: Optional[FrameType]) -> None:
             # The second one is the system's: it also ends a process that waits in a collective.
             signal.signal(number, signal.SIG_DFL)
-            if os.getpid() != process:
-                # A child that was forked from here, such as a data worker, ends as it would.
-                os.kill(os.getpid(), number)
-                return
-            self._told = 2 + SIGNALS.index(signal.Signals(number))
+            # A scheduler tells every process of a job: those that were forked from here, a data worker or a writer of
+            # checkpoints, are needed until this one ends.
+            if os.getpid() == process:
+                self._told = 2 + SIGNALS.index(signal.Signals(number))
 
+        self._handler = told
         before = {number: signal.signal(number, told) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def on_train_start(self, *_: Any) -> None:
+        """Lightning has put handlers of its own before ours: they end the job with exit code 0, or save elsewhere."""
+        if self._handler is not None and not self._told:
+            for number in SIGNALS:
+                signal.signal(number, self._handler)
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._step_began = time.monotonic()
@@ -117,7 +124,9 @@ class Preemption(pl.Callback):
             self._end_if_told(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._end_if_told(trainer)
+        # The last validation is finished: a job that found all steps made would leave it out.
+        if trainer.global_step != trainer.max_steps:
+            self._end_if_told(trainer)
 
     def _end_if_told(self, trainer: pl.Trainer) -> None:
         told, limit = self._told, self.limits.seconds

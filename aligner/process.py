@@ -82,7 +82,8 @@ def clear_errors(run: Path) -> Iterator[None]:
     except AlignError:
         raise
     except (Exception, CheckpointException) as error:  # torch derives the latter from BaseException
-        if _says_full(error) or checkpoints.ran_out_of_room(run):
+        written = isinstance(error, CheckpointException | OSError | RuntimeError) and not _on_device(error)
+        if _says_full(error) or (written and checkpoints.ran_out_of_room(run)):
             raise CheckpointError(
                 f"log.log_dir: the disk of {run} is full; the checkpoint being written is not usable and will be "
                 "passed over. Free some room and run the same command again: it goes on from the newest whole one"
@@ -90,6 +91,10 @@ def clear_errors(run: Path) -> Iterator[None]:
         if isinstance(error, CheckpointException):
             raise CheckpointError(f"log.log_dir: a checkpoint of {run} failed: {error}") from error
         raise
+
+
+def _on_device(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError)
 
 
 def _says_full(error: BaseException | None) -> bool:

@@ -72,7 +72,7 @@ class Checkpoint(nl.ModelCheckpoint):
         self.describe: Callable[[], dict[str, Any]] = dict
         """What a checkpoint is to say of itself beside its step; set where the run is put together."""
         self._saved_at = time.monotonic()
-        self._waits_for_validation = False
+        self._waits_for_validation, self._measured_at = False, -1
         self._removals: list[threading.Thread] = []
         self._needed = 0
 
@@ -107,6 +107,8 @@ class Checkpoint(nl.ModelCheckpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        # The step that the run goes on from is there.
+        self._last_global_step_saved = trainer.global_step
         self._saved_at = time.monotonic()
         self._needed = _estimate(pl_module, trainer)
         self._check_room(trainer)
@@ -127,6 +129,7 @@ class Checkpoint(nl.ModelCheckpoint):
         return trainer.strategy.broadcast(time.monotonic() - self._saved_at >= 60 * self.every_n_minutes)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._measured_at = trainer.global_step
         if self._waits_for_validation:
             self._waits_for_validation = False
             self.save(trainer)
@@ -167,6 +170,8 @@ class Checkpoint(nl.ModelCheckpoint):
         """What is done when all ranks have written; while training goes on, if they write beside it."""
         upstream = super()._get_finalize_save_checkpoint_callback(trainer, filepath, global_step)
         measured = trainer.callback_metrics.get(self.monitor) if self.monitor else None
+        if (self.monitor or "").startswith("val/") and self._measured_at != global_step:
+            measured = None  # of an earlier step
         said = {
             "format": checkpoints.FORMAT,
             "step": global_step,
@@ -178,8 +183,13 @@ class Checkpoint(nl.ModelCheckpoint):
 
         def finish() -> None:
             upstream()
+            partial = ckpt_to_dir(filepath)
+            damage = trainer.strategy.broadcast(checkpoints.fault(partial) if trainer.is_global_zero else None)
+            if damage is not None:
+                # The one before it is still there.
+                raise CheckpointError(f"log.log_dir: {partial} was written, and {damage}; look at the disk of it")
             if trainer.is_global_zero:
-                self._put_in_place(ckpt_to_dir(filepath), said)
+                self._put_in_place(partial, said)
             trainer.strategy.barrier()
 
         return finish
@@ -203,11 +213,11 @@ class Checkpoint(nl.ModelCheckpoint):
     def _prune(self, folder: Path) -> None:
         found: list[tuple[int, float | None, Path]] = []
         for path in checkpoints.folders(folder.parent):
-            if not checkpoints.is_unfinished(path):
+            if not checkpoints.is_unfinished(path) and checkpoints.fault(path) is None:
                 try:
                     said = checkpoints.record(path)
                 except CheckpointError:
-                    continue  # damaged; not ours to remove
+                    continue  # as one with a fault: not ours to remove, and nothing may go for its sake
                 comparable = said.get("monitor") == self.monitor
                 found.append((said["step"], said.get("value") if comparable else None, path))
         for step, _, path in found:

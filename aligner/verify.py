@@ -84,6 +84,13 @@ def verify(recipe: run.Partial, *, steps: int) -> str | None:
     _do(job("straight"), ranks, home, killed=False)
     print(f"killed: kill -9 after {middle + 1} steps, {middle} of them saved", flush=True)
     _do(job("resumed", kill_after=middle + 1), ranks, home, killed=True)
+    saved = checkpoints.newest(home / "resumed")
+    if saved is None or checkpoints.step_of(saved) != middle:
+        raise ConfigError(
+            f"trainer.strategy.ckpt_async_save, resume: the killed run left {saved or 'no checkpoint'}, and one "
+            f"of step "
+            f"{middle} was to be gone on from; save without writing beside the training, and let it resume"
+        )
     print(f"resumed: to {steps} steps", flush=True)
     _do(job("resumed"), ranks, home, killed=False)
     for step in range(steps):

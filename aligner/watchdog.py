@@ -8,6 +8,7 @@ all is well, and nothing that could itself hang is asked of torch.distributed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
@@ -19,16 +20,19 @@ from typing import Any
 import lightning.pytorch as pl
 
 from aligner.console import say
+from aligner.files import written_whole
+from aligner.scoring import SCORING
 
 ORDER = (
-    "waits for its batch",
-    "forward and backward",
-    "optimizer step",
     "logging",
     "saving",
     "validation",
+    "waits for its batch",
+    "scoring",
+    "forward and backward",
+    "optimizer step",
 )
-"""Phases of a step, in the order in which they come."""
+"""Phases, in the order in which they come while so many steps have been made."""
 
 
 class Watchdog(pl.Callback):
@@ -56,7 +60,8 @@ class Watchdog(pl.Callback):
         self._reach(trainer, "waits for its batch")
 
     def on_megatron_microbatches_start(self, step: Any) -> None:
-        self._reach(step.trainer, "validation" if step.forward_only else "forward and backward")
+        phase = "validation" if step.forward_only else "forward and backward"
+        self._reach(step.trainer, "scoring" if step.step_i == SCORING else phase)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
         self._reach(trainer, "optimizer step")
@@ -85,7 +90,8 @@ class Watchdog(pl.Callback):
             if time.monotonic() - since < self.after or since == told:
                 continue
             told = since
-            self._write(step, phase, time.monotonic() - since)
+            with contextlib.suppress(OSError):  # a full disk is said by what needs it
+                self._write(step, phase, time.monotonic() - since)
             # The others notice within a moment; a rank that has stopped never does.
             if not self._ends.wait(min(5.0, self.after)) and self._at[0] == since:
                 self._tell()
@@ -102,7 +108,8 @@ class Watchdog(pl.Callback):
             "written": time.time(),
             "stack": [f"{_short(f.filename)}:{f.lineno} {f.name}" for f in reversed(stack)],
         }
-        self._file.write_text(json.dumps(said, indent=2) + "\n")
+        with written_whole(self._file) as partial:
+            partial.write_text(json.dumps(said, indent=2) + "\n")
 
     @property
     def _file(self) -> Path:
@@ -111,9 +118,10 @@ class Watchdog(pl.Callback):
     def _tell(self) -> None:
         found = []
         for path in sorted(self.folder.glob("rank-*.json")):
-            said = json.loads(path.read_text())
-            if time.time() - said["written"] < 2 * self.after + 10:
-                found.append(said)
+            with contextlib.suppress(OSError):  # taken away by a rank that moves again
+                said = json.loads(path.read_text())
+                if time.time() - said["written"] < 2 * self.after + 10:
+                    found.append(said)
         if found and found[0]["rank"] == self.rank:
             # Not by `say`, which is for rank 0 alone: it may be the one that is gone.
             message = report(found, self.ranks, folder=self.folder)

@@ -126,7 +126,7 @@ class Watch(pl.Callback):
         if self.reference:
             self.reference.after_step(trainer.global_step)
         grad_norm = trainer.callback_metrics.get("grad_norm")
-        self.health.after_step(step, found["loss"], None if grad_norm is None else float(grad_norm))
+        self.health.after_step(trainer, found["loss"], None if grad_norm is None else float(grad_norm))
         if step == 0:
             self._gate(found, None if grad_norm is None else float(grad_norm), trainer)
         size = self.data.global_batch_size

@@ -119,5 +119,5 @@ def test_settings_of_long_runs_are_understood(typed: dict[str, Typed], folder: P
     assert recipe.trainer.deterministic is True
     assert (recipe.limits.max_time_per_run, recipe.resume.allow_changes) == ("03:45:00", ["loss.beta"])
     assert (recipe.log.ckpt.monitor, recipe.log.ckpt.every_n_minutes) == ("val/loss", 30)
-    assert fdl.build(recipe.model.config.attention_backend).name == "unfused"
+    assert recipe.model.config.attention_backend.name == "unfused"
     assert typed["verify help"].code == 0 and "kill -9" in typed["verify help"].said

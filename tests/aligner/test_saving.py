@@ -199,6 +199,38 @@ def test_what_was_being_written_is_passed_over_and_cleared_away(three: Path, tin
     assert names(three) == ["step=7"]
 
 
+def test_nothing_whole_goes_for_the_sake_of_what_is_damaged(three: Path, tiny: Tiny, execute: Execute) -> None:
+    """A damaged checkpoint that bears more steps is not the newest one; and it stays."""
+    shard(three / "checkpoints/step=6").unlink()
+    recipe = tiny()
+    recipe.trainer.max_steps = 5
+    execute(recipe)
+    assert names(three) == ["step=5", "step=6"]
+    assert checkpoints.newest(three) == three / "checkpoints/step=5"
+
+
+def test_a_run_does_not_begin_anew_over_another(three: Path, tiny: Tiny, execute: Execute) -> None:
+    recipe = tiny()
+    recipe.resume.resume_if_exists = False
+    with pytest.raises(CheckpointError, match=r"resume.resume_if_exists: False, but .*runs/run has checkpoints"):
+        execute(recipe)
+    assert names(three) == ["step=2", "step=4", "step=6"]
+
+
+def test_a_value_of_an_earlier_step_is_not_a_checkpoints_own(tiny: Tiny, tmp_path: Path) -> None:
+    """Saved where a signal came, between two validations."""
+    recipe = tiny()
+    recipe.trainer.max_steps, recipe.trainer.val_check_interval = 8, 2
+    recipe.log.ckpt.monitor, recipe.log.ckpt.save_top_k = "val/loss", 1
+    recipe.trainer.callbacks = [run.Config(Disturb, at=2, signals=(15,))]
+    codes, said = forked(tmp_path, [(1, recipe)])
+    assert codes == [[75]], said[-3000:]
+    folder = tmp_path / "runs/run"
+    assert names(folder) == ["step=2", "step=3"]
+    values = [checkpoints.record(folder / f"checkpoints/step={step}")["value"] for step in (2, 3)]
+    assert values[0] > 0 and values[1] is None
+
+
 def test_a_disk_without_room_is_found_before_anything_is_written(
     three: Path, tiny: Tiny, execute: Execute, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nemo_run as run
@@ -132,11 +133,11 @@ def test_a_jump_of_the_loss_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         def global_batch(self, step: int) -> list[int]:
             return [1, 3]
 
-    health: Any = Health(Data(), None, spike=6.0)  # type: ignore[arg-type]
+    health: Any = Health(Data(), None, None, spike=6.0)  # type: ignore[arg-type]
     for step in range(30):
-        health.after_step(step, 0.5 + 0.01 * (-1) ** step, 1.0)
+        health.after_step(SimpleNamespace(global_step=step + 1), 0.5 + 0.01 * (-1) ** step, 1.0)
     assert not capsys.readouterr().err
-    health.after_step(30, 0.9, 1.0)
+    health.after_step(SimpleNamespace(global_step=31), 0.9, 1.0)
     assert "step 30: the loss is 0.9, 39." in (said := capsys.readouterr().err)
     assert "rows.jsonl:1, rows.jsonl:3" in said
 
