@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import fiddle as fdl
 import pytest
 import yaml
 from launching import nemo_each
