@@ -212,9 +212,11 @@ class Run:
     def _compare(self) -> None:
         """See that a run that goes on is still the one that it was."""
         self._settings = settings.of(self)
-        then = checkpoints.record(self._continued).get("settings") if self._continued else None
-        if then is None:
+        said = checkpoints.record(self._continued) if self._continued else {}
+        then = said.get("settings")
+        if then is None or self._continued is None:
             return
+        settings.check_experts(said["layout"], self, self._continued)
         assert self.resume is not None
         differ = settings.compare(then, self._settings, allowed=self.resume.allow_changes)
         for name, (old, new) in differ.items():

@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligner.errors import ConfigError
@@ -99,6 +100,22 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequenc
         f"{shown}. The run would no longer be the one that it was; restore what changed, or start under another "
         f"log.name{allow}"
     )
+
+
+def check_experts(layout: Mapping[str, int], run: Run, checkpoint: Path) -> None:
+    """See that the optimizer of a mixture of experts can be loaded again.
+
+    Raises:
+        ConfigError: experts were divided and are no longer, or the other way round; Megatron then has other optimizers.
+    """
+    then, now = layout.get("expert", 1), run.strategy.parallelism.expert_model_parallel_size
+    distributed = run.optim is not None and run.optim.config.use_distributed_optimizer
+    if (then > 1) != (now > 1) and not distributed:
+        raise ConfigError(
+            f"trainer.strategy.expert_model_parallel_size: was {then}, is {now}; without its distributed optimizer, "
+            "Megatron cannot load what it saved for the one into the other. Go on with what it was, or begin another run "
+            f"from these weights: another log.name, and resume.restore_config.path={checkpoint}"
+        )
 
 
 def _covers(allowed: str, name: str) -> bool:

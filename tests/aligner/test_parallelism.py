@@ -18,6 +18,7 @@ from launching import forked
 from nemo.collections import llm
 from nemo.lightning import RestoreConfig
 
+from aligner.errors import ConfigError
 from aligner.watching import read_metrics
 
 TENSOR, PIPELINE, CONTEXT = (f"{kind}_parallel_size" for kind in ("tensor_model", "pipeline_model", "context"))
@@ -175,7 +176,7 @@ def test_four_ranks_are_one(four: Bench, layout: str, cut: str) -> None:
     four.compare(layout, cut)
 
 
-MOVED, MOVED_TOO = ("interleaved", "experts"), ("sequence", "pipeline", "context", "experts tensor")
+MOVED, MOVED_TOO = ("interleaved",), ("sequence", "pipeline", "context", "experts context")
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +206,11 @@ def test_a_run_moves_to_another_layout_and_back(moved: Bench, layout: str) -> No
 @pytest.mark.parametrize("layout", MOVED_TOO)
 def test_so_it_does_in_the_other_layouts(moved_too: Bench, layout: str) -> None:
     check_moved(moved_too, layout)
+
+
+def test_what_megatron_cannot_load_again_is_refused(two: Bench) -> None:
+    """Its optimizer of a mixture of experts is another one when experts are divided."""
+    recipe = two.job("experts", "experts", "packed", 1, {})
+    recipe.trainer.max_steps = STEPS + 1
+    with pytest.raises(ConfigError, match=r"expert_model_parallel_size: was 2, is 1; .*restore_config.path"):
+        fdl.build(recipe)()

@@ -48,7 +48,7 @@ def test_signals_and_time_end_the_step_save_and_ask_for_another_job(tiny: Tiny, 
     assert codes == [[75, 75], [75], [-usr1], [75], [75]], said[-5000:]
     assert "it received SIGTERM: saving after step 3" in said
     assert "it received SIGUSR1: saving after step 3" in said
-    assert "its time is up: saving after step" in said
+    assert "its time is up: " in said
     assert "ends with exit code 75; run the same command again to go on" in said
     left = {name: checkpoints.newest(tmp_path / "runs" / name) for name in disturbed}
     assert all(left.values())
