@@ -113,8 +113,8 @@ def check_experts(layout: Mapping[str, int], run: Run, checkpoint: Path) -> None
     if (then > 1) != (now > 1) and not distributed:
         raise ConfigError(
             f"trainer.strategy.expert_model_parallel_size: was {then}, is {now}; without its distributed optimizer, "
-            "Megatron cannot load what it saved for the one into the other. Go on with what it was, or begin another run "
-            f"from these weights: another log.name, and resume.restore_config.path={checkpoint}"
+            "Megatron cannot load what it saved for the one into the other. Go on with what it was, or begin another "
+            f"run from these weights: another log.name, and resume.restore_config.path={checkpoint}"
         )
 
 
