@@ -38,7 +38,7 @@ def test_what_is_not_brought_back_is_found(tiny: Tiny, tmp_path: Path, monkeypat
     recipe = tiny()
     recipe.trainer.callbacks = [run.Config(Forgets)]
     found = verify(recipe, steps=6)
-    assert found is not None and found.startswith("step 3, rank 0: learning rate: ")
+    assert found is not None and found.startswith("step 4, rank 0: loss: ")
     with pytest.raises(ConfigError, match=r"verify-run is left of an earlier comparison"):
         verify(recipe, steps=6)
 
