@@ -66,7 +66,8 @@ def rank_of(job, rank, ranks, port):
     except SystemExit as ended:
         code = ended.code
     except BaseException:
-        traceback.print_exc()
+        # In one piece, or ranks would write into each other's lines.
+        sys.stderr.write(traceback.format_exc())
     sys.stdout.flush(); sys.stderr.flush()
     os._exit(code)
 
