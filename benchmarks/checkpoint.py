@@ -80,6 +80,7 @@ def main() -> None:
         found[name], home = run(job)
     newest = checkpoints.newest(home)
     assert newest is not None
+    size = checkpoints.size(newest) / 1e6
     saves = -(-asked.steps // asked.every)
     longer = recipe(folder, "beside", asked.model, asked.steps + 1, 10**6)
     began = time.perf_counter()
@@ -91,7 +92,7 @@ def main() -> None:
     print(
         f"\n{asked.model}, all weights, {asked.steps} steps, saved every {asked.every} and at the end ({saves} times)"
     )
-    print(f"a checkpoint        {checkpoints.size(newest) / 1e6:8.0f} MB")
+    print(f"a checkpoint        {size:8.0f} MB")
     print(f"a job of one step   {time.perf_counter() - began:8.1f} s from the start, {resumed:.1f} s going on")
     for name, seconds in found.items():
         # All of them save once at their end.
