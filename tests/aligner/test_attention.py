@@ -108,13 +108,17 @@ def test_what_torch_cannot_do_is_left_to_megatron(monkeypatch: pytest.MonkeyPatc
 def test_a_layer_spec_that_someone_else_made_is_left_as_it_is() -> None:
     """`use_in` changes the config that it is given, not the spec that other models share."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
     shared = get_gpt_layer_local_spec()
 
     class Config:
-        transformer_layer_spec: Any = shared
+        @staticmethod
+        def transformer_layer_spec(config: Any) -> Any:
+            return TransformerBlockSubmodules(layer_specs=[shared])
 
-    attention.use_in(Config)
-    made = Config.transformer_layer_spec(Config)
+    config: Any = Config()
+    attention.use_in(config)
+    [made] = config.transformer_layer_spec(config).layer_specs
     assert made.submodules.self_attention.submodules.core_attention is ScaledDotProductAttention
     assert shared.submodules.self_attention.submodules.core_attention is DotProductAttention
