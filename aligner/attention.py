@@ -86,7 +86,7 @@ class ScaledDotProductAttention(DotProductAttention):
         mask, ranks = None, self.config.context_parallel_size
         if ranks > 1:
             length = key.shape[2]
-            at = context_parallel.held([length], ranks)[context_parallel.rank()].to(key.device)
+            at = context_parallel.held((length,), ranks)[context_parallel.rank()].to(key.device)
             mask = at[:, None] >= torch.arange(length, device=key.device)
         with drawing:
             return torch.nn.functional.scaled_dot_product_attention(

@@ -127,11 +127,14 @@ def collate(
         ids = torch.tensor(prompt + response)
         tokens[begin : begin + len(ids) - 1] = ids[:-1]
         labels[begin : begin + len(ids) - 1] = ids[1:]
+    places = torch.arange(len(tokens)) - begins.repeat_interleave(widths)
+    # Nothing reads what is padded; counted on, it could run past a table of learned positions.
+    places *= places < (prompts + lengths - 1).repeat_interleave(widths)
     others = [item.mismatched for item in items if item.mismatched is not None]
     return Batch(
         tokens_RT=tokens.reshape(shape),
         labels_RT=labels.reshape(shape),
-        positions_RT=(torch.arange(len(tokens)) - begins.repeat_interleave(widths)).reshape(shape),
+        positions_RT=places.reshape(shape),
         # Position len(prompt) - 1 holds the last prompt token and predicts the first of the response.
         start_S=begins + prompts - 1,
         length_S=lengths,

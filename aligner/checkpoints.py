@@ -1,6 +1,7 @@
 """NeMo checkpoints on disk: which is whole, which is newest, where a run starts."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import shutil
@@ -27,11 +28,16 @@ FORMAT = 1
 """Raise this when checkpoints change so that older code would misread them."""
 
 
+class LaterVersion(CheckpointError):
+    """A later version of this package wrote a checkpoint; it is not damaged, and must not be passed over."""
+
+
 def record(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint says of itself; of one that NeMo alone wrote, its step.
 
     Raises:
-        CheckpointError: it cannot be read, or a later version of this package wrote it.
+        LaterVersion: a later version of this package wrote it.
+        CheckpointError: it cannot be read.
     """
     try:
         if (checkpoint / RECORD).is_file():
@@ -43,7 +49,7 @@ def record(checkpoint: Path) -> dict[str, Any]:
     except Exception as error:
         raise CheckpointError(f"{checkpoint}: what it says of itself cannot be read ({error})") from None
     if written_by > FORMAT:
-        raise CheckpointError(
+        raise LaterVersion(
             f"{checkpoint}: was written by nemo-align {found['versions']['nemo-align']} in format {written_by}, "
             f"and this version reads up to {FORMAT}; install that version, or a later one, to go on from step {step}"
         )
@@ -94,22 +100,25 @@ def newest(run: Path) -> Path | None:
     """The whole checkpoint of a run with the most steps behind it; unfinished and damaged ones are passed over.
 
     Raises:
+        LaterVersion: one of them cannot be read by this version.
         CheckpointError: there are finished ones, and none of them is whole.
     """
     found, faults = [], {}
     for path in sorted(folders(run)):
         if is_unfinished(path):
-            say(f"checkpoint {path} was not written to its end and is passed over")
+            _passed_over(path, "was not written to its end")
             continue
         try:
             found.append((step_of(path), path))
+        except LaterVersion:
+            raise
         except CheckpointError as error:
             faults[path] = str(error)
     for _, path in sorted(found, reverse=True):
         damage = fault(path)
         if damage is None:
             for other, why in faults.items():
-                say(f"checkpoint {other} is damaged and is passed over: {why}")
+                _passed_over(other, f"is damaged ({why})")
             return path
         faults[path] = f"{path}: {damage}"
     if faults:
@@ -118,6 +127,12 @@ def newest(run: Path) -> Path | None:
             "another log.name"
         )
     return None
+
+
+@functools.cache
+def _passed_over(path: Path, why: str) -> None:
+    """Said once, however often a run looks."""
+    say(f"checkpoint {path} {why} and is passed over")
 
 
 def ran_out_of_room(run: Path) -> bool:
@@ -172,9 +187,8 @@ class Resume(nl.AutoResume):
 
     Args:
         start_from: another stage, as a recipe: run if it has not run yet; its newest checkpoint is the start.
-        allow_changes: settings that may differ from those the run began with, as ["loss.beta"]; a change of any
-        other is
-            refused, with its old and its new value.
+        allow_changes: settings that may differ from those the run began with, as ["loss.beta"]; a change of any other
+            is refused, with its old and its new value.
     """
 
     start_from: Optional[Callable[[], Path]] = None
@@ -200,8 +214,7 @@ class Resume(nl.AutoResume):
         elif any(not is_unfinished(path) for path in folders(run)):
             raise CheckpointError(
                 f"resume.resume_if_exists: False, but {run} has checkpoints, which a run that begins anew would take "
-                f"the "
-                "place of; choose another log.name, or set it to True to go on"
+                "the place of; choose another log.name, or set it to True to go on"
             )
         return self.continued
 

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import filelock
 
-from aligner.console import say
+from aligner.console import is_first_rank, say
 from aligner.errors import CheckpointError
+
+LOCK = (".lock", ".lock.json")
+"""Files of a run's folder that say that it is held, and by whom."""
 
 
 @contextlib.contextmanager
@@ -23,11 +26,12 @@ def claimed(run: Path) -> Iterator[None]:
     Raises:
         CheckpointError: another job holds it.
     """
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+    if not is_first_rank():
         yield
         return
     run.mkdir(parents=True, exist_ok=True)
-    lock, note = filelock.FileLock(run / ".lock", timeout=0), run / ".lock.json"
+    # Not a marker file instead, where there are no locks: that one would outlive a killed job on another machine.
+    lock, note = filelock.FileLock(run / LOCK[0], timeout=0, fallback_to_soft=False), run / LOCK[1]
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -39,8 +43,9 @@ def claimed(run: Path) -> Iterator[None]:
         yield
         return
     try:
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        note.write_text(json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": since}))
+        said = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        with contextlib.suppress(OSError):  # a full disk is said by what needs it
+            note.write_text(json.dumps(said))
         yield
     finally:
         note.unlink(missing_ok=True)

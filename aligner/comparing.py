@@ -25,6 +25,9 @@ def read(checkpoint: Path) -> dict[str, Any]:
         else:
             state[name] = None
     dcp.load(state, storage_reader=reader, no_dist=True)
+    # Megatron's own objects (Transformer Engine's extra states) are lists that hold tensors.
+    for name in [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        _flatten(name, state.pop(name), state)
     common = torch.load(checkpoint / WEIGHTS_PATH / "common.pt", weights_only=False, map_location="cpu")
     for name in COMMON:
         _flatten(name, common.get(name), state)

@@ -44,10 +44,15 @@ def hush() -> None:
     nemo_logging.remove_stream_handlers()
 
 
+def is_first_rank() -> bool:
+    """Whether the launcher made this process rank 0; known before torch.distributed is."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
 def say(message: str) -> None:
     """One line of this package's own, on the screen of rank 0 and in the run's log file."""
     from nemo.utils import logging as nemo_logging
 
     nemo_logging.info(message)
-    if not VERBOSE and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    if not VERBOSE and is_first_rank():
         print(f"[align] {message}", file=sys.stderr, flush=True)

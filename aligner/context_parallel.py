@@ -6,6 +6,7 @@ under causal attention all ranks have the same work. That is the cut that Megatr
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ def rank() -> int:
     return parallel_state.get_context_parallel_rank()
 
 
-def held(lengths: list[int], ranks: int) -> Tensor:
+@functools.lru_cache(maxsize=256)
+def held(lengths: tuple[int, ...], ranks: int) -> Tensor:
     """Positions that each rank holds of sequences that lie end to end, `[ranks, Σ lengths / ranks]`.
 
     Each length must be a multiple of `2 * ranks`.
@@ -47,7 +49,7 @@ def held(lengths: list[int], ranks: int) -> Tensor:
 def own(batch: Batch) -> Tensor:
     """Positions of each row of a batch that this rank holds, `[T / C]`."""
     lengths = [batch.tokens_RT.shape[1]] if batch.bounds is None else batch.bounds.diff().tolist()
-    return held(lengths, size())[rank()].to(batch.tokens_RT.device)
+    return held(tuple(lengths), size())[rank()].to(batch.tokens_RT.device)
 
 
 def whole(part_RT: Tensor, batch: Batch) -> Tensor:
@@ -70,4 +72,4 @@ def gathered(part: Tensor, lengths: list[int]) -> Tensor:
     """
     group: Any = parallel_state.get_context_parallel_group()
     found = gather_from_sequence_parallel_region(part.contiguous(), group=group)
-    return found[held(lengths, group.size()).flatten().argsort().to(part.device)]
+    return found[held(tuple(lengths), group.size()).flatten().argsort().to(part.device)]

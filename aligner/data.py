@@ -174,7 +174,10 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         self._multiple, self._row_multiple, self._every = multiple, row_multiple, every
         for split, corpus in self.examples.items():
             if self.batching == "packed" and split not in self.packs:
-                corpus.check_room(self.cutting(split).pack_size, "data.pack_size", multiple=multiple)
+                room, field = self.cutting(split).pack_size, "data.pack_size"
+                if self.pack_size and room != self.pack_size:
+                    field += f" ({self.pack_size}, rounded down to a multiple of {row_multiple})"
+                corpus.check_room(room, field, multiple=multiple)
         files = self.examples["train"].files
         sizes = (len(self.packs["train"]),) if "train" in self.packs else tuple(map(len, files))
         self.order = Order(self.seed, sizes, self._weights)

@@ -17,7 +17,7 @@ from nemo.lightning.callback_group import CallbackGroup
 from nemo.lightning.pytorch.callbacks import PEFT, ModelTransform
 
 from aligner import adapters, architecture, checkpoints, checks, kernels, layout, parallel, process, schedule, settings
-from aligner.claim import claimed
+from aligner.claim import LOCK, claimed
 from aligner.console import say
 from aligner.data import AlignDataModule
 from aligner.errors import CheckpointError, ConfigError
@@ -60,7 +60,7 @@ class Run:
         began = time.monotonic()
         checks.arguments(self)
         checks.layout(self)
-        with process.kept_environment():
+        with process.kept_environment(), process.clear_errors(self.folder):
             return self._run(began)
 
     def _run(self, began: float) -> Path:
@@ -90,7 +90,7 @@ class Run:
         self.strategy.store = process.fresh_store(self.strategy)
         status = "failed"
         try:
-            with process.clear_errors(self.folder), parallel.thin_main(), preemption.listening():
+            with parallel.thin_main(), preemption.listening():
                 self.trainer.fit(self.model, self.data)
                 # A next stage looks for this one's checkpoint: rank 0 may still be clearing its marker away.
                 self.trainer.strategy.barrier()
@@ -125,6 +125,15 @@ class Run:
     def objective(self) -> Objective:
         """What is minimised; read after the arguments were checked."""
         return Objective(loss=self.loss, preference_weight=self.preference_weight, sft_weight=self.sft_weight)
+
+    @property
+    def _interleaved(self) -> bool:
+        return self.strategy.virtual_pipeline_model_parallel_size is not None
+
+    @property
+    def _deterministic(self) -> Any:
+        # torch's own flag may be left of another run.
+        return getattr(self.trainer.__io__, "deterministic", None)
 
     @property
     def strategy(self) -> MegatronStrategy:
@@ -173,7 +182,7 @@ class Run:
             runs=self.runs,
             multiple=multiple,
             row_multiple=math.lcm(multiple, (tensor if parallel.sequence_parallel else 1) * context),
-            every=(parallel.virtual_pipeline_model_parallel_size and parallel.pipeline_model_parallel_size) or 1,
+            every=parallel.microbatch_group_size_per_vp_stage or 1 if self._interleaved else 1,
         )
 
     def _plan(self) -> int:
@@ -235,8 +244,7 @@ class Run:
         """Tie model, data, loggers and checkpoints to the trainer."""
         trainer, model = self.trainer, self.model
         reference = self.reference if self.objective.needs_reference else None
-        interleaved = (self.strategy.virtual_pipeline_model_parallel_size or 1) > 1
-        reductions = attach(model, self.objective, interleaved=interleaved)
+        reductions = attach(model, self.objective, interleaved=self._interleaved)
         limits = self.limits or Limits()
         health = Health(self.data, reductions["train"], self.checkpoint, spike=limits.spike)
         watch = Watch(
@@ -251,11 +259,12 @@ class Run:
         )
         self.checkpoint.describe = functools.partial(settings.described, self, self._settings)
         preemption = Preemption(limits, self.checkpoint, began=began)
-        # First, so that a checkpoint is saved after the gates have passed and bears the step just made.
-        first = [watch, health, Lookahead(trainer, reductions, reference, seed=self.data.seed), Progress(watch)]
-        self._add_callbacks([*first, Watchdog(self.folder, after=limits.hang_after), preemption])
-        if kernels.asked_for():
-            kernels.switch_on(model.config)
+        # The Watchdog sees when the others begin; and a checkpoint is saved after the gates have passed.
+        first = [Watchdog(self.folder, after=limits.hang_after), watch, health]
+        then = [Lookahead(trainer, reductions, reference, seed=self.data.seed), Progress(watch), preemption]
+        self._add_callbacks([*first, *then])
+        if self._deterministic:
+            kernels.switch_on(self._deterministic, model.config)
         kernels.choose_attention(model.config)
         ddp: Any = self.strategy.ddp_config
         ddp.check_for_nan_in_grad = False  # aligner.health looks
@@ -269,8 +278,10 @@ class Run:
             self.logger.wandb._save_dir = self.logger.wandb._wandb_init["dir"] = str(self.folder)
         self.logger.extra_loggers = [*self.logger.extra_loggers, tensorboard]
         state = self.logger.setup(trainer, resume_if_exists=True)
-        # NeMo moves the files of earlier jobs to run_0, run_1, ...; the metrics of a run stay one file.
-        state.files_to_move = [path for path in state.files_to_move if Path(path) != watch.csv.path]
+        # NeMo moves the files of earlier jobs to run_0, run_1, ...; the metrics of a run stay one file, and its lock
+        # where the next job looks for it.
+        stay = (watch.csv.path.name, *LOCK)
+        state.files_to_move = [path for path in state.files_to_move if Path(path).name not in stay]
         CallbackGroup.get_instance().update_config("v2", trainer=trainer, data=self.data)
         if self.resume is not None:
             if self.resume.restore_config is not None:
@@ -303,5 +314,7 @@ class Run:
         started = getattr(self.logger.wandb, "_experiment", None)
         if started is not None and self.trainer.is_global_zero:
             started.finish(exit_code={"success": 0, "preempted": REQUEUE}.get(status, 1))
+        if self._deterministic:
+            kernels.switch_off()
         self.trainer._teardown()
         process.leave_ranks()

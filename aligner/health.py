@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from aligner import metrics
 from aligner.console import say
 from aligner.data import AlignDataModule
 from aligner.errors import GateError
@@ -38,7 +39,7 @@ class Health(pl.Callback):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
         """The whole global batch has been through the model, and no weight has moved."""
-        count: Any = torch.zeros((), dtype=torch.int64, device="cuda" if torch.cuda.is_available() else "cpu")
+        count: Any = torch.zeros((), dtype=torch.int64, device=metrics.device())
         for _rows, broken_P in self.reduction.broken:
             count += broken_P.sum().to(count.device)
         torch.distributed.all_reduce(count)

@@ -22,7 +22,10 @@ ENVIRONMENT = {
     # Another algorithm adds up in another order, and NCCL chooses by message and topology.
     "NCCL_ALGO": "Ring",
 }
-ALLOWED = {"NCCL_ALGO": ("Tree", "Ring", "CollnetDirect", "CollnetChain", "^NVLS")}
+ALLOWED = {
+    "CUBLAS_WORKSPACE_CONFIG": (":16:8",),
+    "NCCL_ALGO": ("Tree", "Ring", "CollnetDirect", "CollnetChain", "^NVLS"),
+}
 """What Megatron accepts beside our own choice."""
 
 
@@ -53,20 +56,21 @@ def choose_attention(config: Any) -> None:
     os.environ[SOFTMAX] = str(int(config.masked_softmax_fusion))
 
 
-def asked_for() -> bool:
-    """Whether the trainer was made with `deterministic=True`, which Lightning passes on to torch."""
-    return torch.are_deterministic_algorithms_enabled()
-
-
-def switch_on(config: Any) -> None:
+def switch_on(asked: Any, config: Any) -> None:
     """Have torch, Transformer Engine, NCCL and Megatron compute the same in every run.
+
+    Args:
+        asked: `trainer.deterministic`: True, or "warn" where torch is to warn of an operation that has no such kernel.
+        config: the model's.
 
     Raises:
         ConfigError: the environment demands the opposite.
     """
+    # Lightning did so when the trainer was made; a stage before this one may have undone it.
+    torch.use_deterministic_algorithms(True, warn_only=asked == "warn")
     for name, value in ENVIRONMENT.items():
         held = os.environ.setdefault(name, value)
-        if held != value and held not in ALLOWED.get(name, (":16:8",)):
+        if held != value and held not in ALLOWED.get(name, ()):
             raise ConfigError(
                 f"trainer.deterministic: True, but the environment has {name}={held}; unset it, or set it to {value}"
             )
@@ -75,3 +79,8 @@ def switch_on(config: Any) -> None:
     config.cross_entropy_loss_fusion = False
     shown = ", ".join(f"{name}={os.environ[name]}" for name in ENVIRONMENT)
     say(f"deterministic: torch.use_deterministic_algorithms, Megatron's deterministic_mode, {shown}")
+
+
+def switch_off() -> None:
+    """Leave torch as a run found it; Lightning does not."""
+    torch.use_deterministic_algorithms(False)

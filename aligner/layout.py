@@ -1,4 +1,4 @@
-"""Whether a model can be divided as it is asked to be; each refusal names the nearest division that works."""
+"""Whether a model can be divided as it is asked to be; a refusal names what works instead."""
 
 from __future__ import annotations
 
@@ -44,25 +44,39 @@ def _tensor(parallel: Any, config: Any) -> None:
 
 def _pipeline(parallel: Any, config: Any) -> None:
     stages, layers = parallel.pipeline_model_parallel_size, config.num_layers
-    chunks = parallel.virtual_pipeline_model_parallel_size or 1
-    if chunks > 1 and stages == 1:
+    chunks, group = parallel.virtual_pipeline_model_parallel_size, parallel.microbatch_group_size_per_vp_stage
+    if chunks is not None and (chunks < 2 or stages == 1):
         raise ConfigError(
-            f"{STRATEGY}.virtual_pipeline_model_parallel_size: {chunks} interleaves the stages of a pipeline, and "
-            "pipeline_model_parallel_size is 1; set it to None, or pipeline_model_parallel_size=2"
+            f"{STRATEGY}.virtual_pipeline_model_parallel_size: {chunks} with pipeline_model_parallel_size={stages}, "
+            "and only the stages of a pipeline can be interleaved, two or more a rank; set it to None, or both to 2"
         )
-    first = getattr(parallel, "num_layers_in_first_pipeline_stage", None)
-    last = getattr(parallel, "num_layers_in_last_pipeline_stage", None)
-    asymmetric = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
-    if getattr(parallel, "pipeline_model_parallel_layout", None) or any(getattr(parallel, n, 0) for n in asymmetric):
-        return
-    left, between = layers - (first or 0) - (last or 0), stages - (first is not None) - (last is not None)
-    if left < 0 or (between == 0 and left) or (between and left % (between * chunks)):
-        uneven = "" if first is None and last is None else " after the first and the last stage have theirs"
-        wanted = f"{between} x {chunks}" if chunks > 1 else str(between)
+    if chunks is not None and group is not None and group < stages:
         raise ConfigError(
-            f"{STRATEGY}.pipeline_model_parallel_size: {left} layers{uneven} cannot be divided over {wanted} "
-            f"stages; use {_nearest(stages * chunks, layers)} stages in all, or num_layers_in_first_pipeline_stage and "
-            "num_layers_in_last_pipeline_stage for an uneven split"
+            f"{STRATEGY}.microbatch_group_size_per_vp_stage: {group}, but pipeline_model_parallel_size is {stages}, "
+            "and a group has a micro-batch for each stage; set it to None"
+        )
+    if parallel.pipeline_model_parallel_layout is not None:
+        return
+    chunks = chunks or 1
+    first, last = parallel.num_layers_in_first_pipeline_stage, parallel.num_layers_in_last_pipeline_stage
+    left, between = layers - (first or 0) - (last or 0), stages - (first is not None) - (last is not None)
+    counted = ""
+    for name in ("embedding", "loss"):
+        if getattr(parallel, f"account_for_{name}_in_pipeline_split"):
+            left, counted = left + 1, f"{counted} with the {name} as one"
+    if between < 0 or left < between or (between == 0 and left) or (between and left % (between * chunks)):
+        ends = "" if first is None and last is None else " that the first and the last stage leave"
+        wanted = f"{between} x {chunks}" if chunks > 1 else str(max(0, between))
+        even = f"; use {_nearest(stages * chunks, layers)} stages in all" if between == stages and not counted else ""
+        raise ConfigError(
+            f"{STRATEGY}.pipeline_model_parallel_size: the {left} layers{counted}{ends} cannot be divided over "
+            f"{wanted} stages{even}, or change num_layers_in_first_pipeline_stage and "
+            "num_layers_in_last_pipeline_stage, which make a split uneven"
+        )
+    if (first or 0) % chunks or (last or 0) % chunks:
+        raise ConfigError(
+            f"{STRATEGY}.num_layers_in_first_pipeline_stage: {first}, and in the last one {last}; each must be a "
+            f"multiple of virtual_pipeline_model_parallel_size={chunks}"
         )
 
 
@@ -95,14 +109,17 @@ def _experts(parallel: Any, config: Any, ranks: int) -> None:
 
 
 def _context(parallel: Any, config: Any) -> None:
-    if parallel.context_parallel_size == 1 or not cpu.no_transformer_engine():
+    if parallel.context_parallel_size == 1:
         return
     asked = special_attention(config)
+    if not cpu.no_transformer_engine():
+        # What Transformer Engine has no kernel for, and NeMo's own attention does not divide.
+        asked = [name for name in asked if name == "attn_logit_softcapping"]
     if asked:
         raise ConfigError(
             f"{STRATEGY}.context_parallel_size: {parallel.context_parallel_size}, but the model asks for "
-            f"{', '.join(asked)}, which without Transformer Engine is not divided over ranks; set it to 1, and "
-            "tensor_model_parallel_size instead, or install transformer-engine on a GPU"
+            f"{', '.join(asked)}, which is not divided over ranks here; set it to 1, and tensor_model_parallel_size "
+            "instead" + (", or install transformer-engine on a GPU" if cpu.no_transformer_engine() else "")
         )
 
 

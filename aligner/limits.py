@@ -19,6 +19,7 @@ from typing import Any, Optional
 import lightning.pytorch as pl
 import torch
 
+from aligner import metrics
 from aligner.console import say
 from aligner.errors import ConfigError
 from aligner.saving import Checkpoint
@@ -94,8 +95,9 @@ class Preemption(pl.Callback):
         process = os.getpid()
 
         def told(number: int, _: Optional[FrameType]) -> None:
-            # The second one is the system's: it also ends a process that waits in a collective.
-            signal.signal(number, signal.SIG_DFL)
+            # A second one is the system's: it also ends a process that waits in a collective.
+            for each in SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
             # A scheduler tells every process of a job: those that were forked from here, a data worker or a writer of
             # checkpoints, are needed until this one ends.
             if os.getpid() == process:
@@ -134,7 +136,7 @@ class Preemption(pl.Callback):
         moved = trainer.global_step > trainer.fit_loop.epoch_loop.began  # type: ignore[attr-defined]
         if not told and moved and limit is not None and time.monotonic() - self.began + self._longest > limit:
             told = 1
-        agreed = torch.tensor(told, device="cuda" if torch.cuda.is_available() else "cpu")
+        agreed = torch.tensor(told, device=metrics.device())
         torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MAX)
         if not int(agreed):
             return

@@ -42,9 +42,12 @@ class Steps(Dataset[list[Batch]]):
         if self.cutting.every == 1:
             return batches
         # Interleaved pipelines pass all micro-batches of a step on in one shape.
-        shown = [*batches, *(batch.mismatched for batch in batches if batch.mismatched is not None)]
-        longest = max(batch.tokens_RT.shape[1] for batch in shown)
-        return [self.collate(micro, at_least=longest) for micro in items]
+        shapes = [{b.tokens_RT.shape[1] for b in (batch, batch.mismatched) if b is not None} for batch in batches]
+        longest = max(set.union(*shapes))
+        return [
+            batch if shape == {longest} else self.collate(micro, at_least=longest)
+            for micro, batch, shape in zip(items, batches, shapes, strict=True)
+        ]
 
     def _item(self, row: int, valid: bool) -> Item:
         other = self.corpus.mismatched(row)

@@ -73,14 +73,14 @@ class Lookahead(pl.Callback):
         total = torch.tensor(
             [[batch.tokens_RT.numel(), batch.valid_P.sum()] for batch in batches], dtype=torch.float64
         ).sum(dim=0)
-        total = total.to("cuda" if torch.cuda.is_available() else "cpu")
+        total = total.to(metrics.device())
         # Ranks that see the same examples multiply both alike.
         torch.distributed.all_reduce(total)
         return float(total[0] / total[1])
 
     def _kl(self, reduction: LossReduction, others: list[Batch]) -> float:
         """max(0, mean of log π - log π_ref of mismatched responses over the global batch), Ethayarajh et al. 2024."""
-        total = metrics.empty("cuda" if torch.cuda.is_available() else "cpu")
+        total = metrics.empty(metrics.device())
         for batch, logp_PK in scoring.scored(self.trainer, others):
             ratio = logp_PK
             if reduction.reference is not None:

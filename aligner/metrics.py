@@ -57,6 +57,11 @@ def empty(device: torch.device | str = "cpu") -> Tensor:
     return torch.zeros(len(NAMES), 2, dtype=torch.float64, device=device)
 
 
+def device() -> str:
+    """Where a tensor that ranks exchange must lie."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def over_ranks(total: Tensor) -> Tensor:
     """The sums of all ranks, on every rank."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
@@ -104,8 +105,12 @@ class LossReduction(MegatronLossReduction):
         count = valid.sum().int() * (context_parallel.rank() == 0)
         summed = (total * valid).sum()
         if self.positions is not None:
-            # Megatron weighs a micro-batch's auxiliary losses by its positions and divides by what is counted here.
-            count, summed = torch.tensor(forward_out.numel(), device=count.device).int(), summed * self.positions
+            # Megatron's router adds its auxiliary losses up over the ranks that share a micro-batch, each part weighed
+            # by the positions that the rank itself holds, and divides by what is counted here: those of one rank.
+            tensor = parallel_state.get_tensor_model_parallel_world_size()
+            held = torch.tensor(forward_out.numel() // tensor, device=count.device)
+            count = held.int() * (context_parallel.rank() == 0)
+            summed = summed * self.positions / (tensor * context_parallel.size())
         return summed, count, {"sums": sums}
 
     def reduce(self, losses_reduced_per_micro_batch: Any) -> Tensor:
@@ -117,8 +122,7 @@ class LossReduction(MegatronLossReduction):
 
     def take(self) -> dict[str, float]:
         """The metrics since the last call, over all ranks; every rank must call."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        taken, self.total = metrics.over_ranks(self.total.to(device)), metrics.empty()
+        taken, self.total = metrics.over_ranks(self.total.to(metrics.device())), metrics.empty()
         return metrics.named(taken)
 
 
@@ -136,7 +140,8 @@ def attach(model: Any, objective: Objective, *, interleaved: bool = False) -> di
     if cpu.no_transformer_engine():
         attention.use_in(model.config)
     # Megatron refuses its default dispatcher with variable lengths, even in models without experts.
-    model.config.moe_token_dispatcher_type = "alltoall"
+    if model.config.moe_token_dispatcher_type == "allgather":
+        model.config.moe_token_dispatcher_type = "alltoall"
     reductions: dict[Split, LossReduction] = {s: LossReduction(objective) for s in ("train", "validation")}
     _reduce_by(model, reductions)
     # NeMo asks this for the further stages of a rank when stages are interleaved; built from the recipe alone they

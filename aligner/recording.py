@@ -25,9 +25,6 @@ class Recorder(pl.Callback, IOMixin):
         self.path, self.kill_after = path, kill_after
         self._rows: list[int] = []
 
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._rows = []
-
     def on_megatron_microbatch_start(self, step: Any, batch: Any, forward_callback: Any) -> None:
         if not step.forward_only:
             self._rows += [int(row) for row, valid in zip(batch.index_P, batch.valid_P, strict=True) if valid]

@@ -15,9 +15,12 @@ from nemo import lightning as nl
 from nemo.lightning.ckpt_utils import ckpt_to_dir
 from nemo.utils.callbacks.dist_ckpt_io import AsyncFinalizableCheckpointIO
 
-from aligner import checkpoints, schedule
+from aligner import checkpoints, metrics, schedule
 from aligner.errors import CheckpointError, ConfigError
 from aligner.files import PARTIAL
+
+MONITORED = tuple(f"val/{name}" for name in metrics.LOGGED)
+"""What can make a checkpoint good."""
 
 
 class Checkpoint(nl.ModelCheckpoint):
@@ -59,16 +62,19 @@ class Checkpoint(nl.ModelCheckpoint):
                 raise ConfigError(f"log.ckpt.{name}: must be more than 0, found {value}; None switches it off")
         if save_top_k < -1:
             raise ConfigError(f"log.ckpt.save_top_k: is {save_top_k}; give -1 for all, or a number to keep")
+        if monitor is not None and monitor not in MONITORED:
+            raise ConfigError(f"log.ckpt.monitor: {monitor!r} is not one of {', '.join(MONITORED)}, or None")
         super().__init__(
             monitor=monitor,
             mode=mode,
-            save_top_k=save_top_k,
+            save_top_k=-1,  # upstream's own rule, which is not used and knows no other number without a monitor
             save_last=False,
             every_n_train_steps=every_n_train_steps or 0,
             filename="{step}",
             save_optim_on_train_end=True,
         )
         self.every_n_steps, self.every_n_minutes, self.link_last = every_n_train_steps, every_n_minutes, save_last
+        self.save_top_k = save_top_k
         self.describe: Callable[[], dict[str, Any]] = dict
         """What a checkpoint is to say of itself beside its step; set where the run is put together."""
         self._saved_at = time.monotonic()
@@ -82,7 +88,7 @@ class Checkpoint(nl.ModelCheckpoint):
         Raises:
             ConfigError: checkpoints would have no value.
         """
-        if self.monitor is None or not self.monitor.startswith("val/"):
+        if self.monitor is None:
             return
         if not validates:
             raise ConfigError(f"log.ckpt.monitor: is {self.monitor}, but there is no data.validation to measure it on")
@@ -110,13 +116,16 @@ class Checkpoint(nl.ModelCheckpoint):
         # The step that the run goes on from is there.
         self._last_global_step_saved = trainer.global_step
         self._saved_at = time.monotonic()
-        self._needed = _estimate(pl_module, trainer)
+        self._needed = _estimate(trainer)
+        if trainer.is_global_zero:
+            written = [path for path in checkpoints.folders(Path(str(self.dirpath)).parent) if path.suffix != PARTIAL]
+            self._needed = max(map(checkpoints.size, written), default=self._needed)
         self._check_room(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if self._should_skip_saving_checkpoint(trainer) or not self._is_due(trainer):
             return
-        self._waits_for_validation = (self.monitor or "").startswith("val/") and schedule.due(trainer)
+        self._waits_for_validation = self.monitor is not None and schedule.due(trainer)
         if not self._waits_for_validation:
             self.save(trainer)
 
@@ -130,6 +139,8 @@ class Checkpoint(nl.ModelCheckpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._measured_at = trainer.global_step
+        if self.monitor is not None and self.monitor not in trainer.callback_metrics:
+            raise ConfigError(f"log.ckpt.monitor: {self.monitor} is not measured with this loss; use val/loss")
         if self._waits_for_validation:
             self._waits_for_validation = False
             self.save(trainer)
@@ -169,9 +180,9 @@ class Checkpoint(nl.ModelCheckpoint):
     def _get_finalize_save_checkpoint_callback(self, trainer: Any, filepath: str, global_step: int) -> Any:
         """What is done when all ranks have written; while training goes on, if they write beside it."""
         upstream = super()._get_finalize_save_checkpoint_callback(trainer, filepath, global_step)
-        measured = trainer.callback_metrics.get(self.monitor) if self.monitor else None
-        if (self.monitor or "").startswith("val/") and self._measured_at != global_step:
-            measured = None  # of an earlier step
+        measured = None
+        if self.monitor is not None and self._measured_at == global_step:  # or it is of an earlier step
+            measured = trainer.callback_metrics[self.monitor]
         said = {
             "format": checkpoints.FORMAT,
             "step": global_step,
@@ -183,14 +194,19 @@ class Checkpoint(nl.ModelCheckpoint):
 
         def finish() -> None:
             upstream()
-            partial = ckpt_to_dir(filepath)
-            damage = trainer.strategy.broadcast(checkpoints.fault(partial) if trainer.is_global_zero else None)
-            if damage is not None:
-                # The one before it is still there.
-                raise CheckpointError(f"log.log_dir: {partial} was written, and {damage}; look at the disk of it")
+            partial, problem = ckpt_to_dir(filepath), None
             if trainer.is_global_zero:
-                self._put_in_place(partial, said)
-            trainer.strategy.barrier()
+                problem = checkpoints.fault(partial)
+                if problem is None:
+                    try:
+                        self._put_in_place(partial, said)
+                    except (OSError, TypeError) as error:
+                        problem = f"it could not be put in its place ({error})"
+            # The others wait here; they must not be left waiting when it went wrong.
+            problem = trainer.strategy.broadcast(problem)
+            if problem is not None:
+                # The one before it is still there.
+                raise CheckpointError(f"log.log_dir: {partial} was written, and {problem}; look at the disk of it")
 
         return finish
 
@@ -202,6 +218,7 @@ class Checkpoint(nl.ModelCheckpoint):
             self._remove(target)
         os.replace(partial, target)
         _persist(target.parent)
+        self._needed = checkpoints.size(target)
         self.best_model_path = self.last_model_path = str(target)
         if self.link_last:
             link = target.with_name(f"last{PARTIAL}")
@@ -211,6 +228,8 @@ class Checkpoint(nl.ModelCheckpoint):
         self._prune(target.parent)
 
     def _prune(self, folder: Path) -> None:
+        if self.save_top_k == -1:
+            return
         found: list[tuple[int, float | None, Path]] = []
         for path in checkpoints.folders(folder.parent):
             if not checkpoints.is_unfinished(path) and checkpoints.fault(path) is None:
@@ -220,8 +239,9 @@ class Checkpoint(nl.ModelCheckpoint):
                     continue  # as one with a fault: not ours to remove, and nothing may go for its sake
                 comparable = said.get("monitor") == self.monitor
                 found.append((said["step"], said.get("value") if comparable else None, path))
+        stay = kept([(step, value) for step, value, _ in found], self.save_top_k, self.mode, self.monitor is not None)
         for step, _, path in found:
-            if step not in kept([(s, v) for s, v, _ in found], self.save_top_k, self.mode, self.monitor is not None):
+            if step not in stay:
                 self._remove(path)
 
     def _remove(self, path: Path) -> None:
@@ -244,18 +264,15 @@ class Checkpoint(nl.ModelCheckpoint):
         lacking: tuple[int, int] | None = None
         if trainer.is_global_zero:
             folder = Path(self.dirpath)
-            written = [path for path in checkpoints.folders(folder.parent) if not checkpoints.is_unfinished(path)]
-            needed = max(map(checkpoints.size, written), default=self._needed)
             free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
-            lacking = (free, needed) if free < needed else None
+            lacking = (free, self._needed) if free < self._needed else None
         lacking = trainer.strategy.broadcast(lacking)
         if lacking is not None:
             free, needed = lacking
             raise CheckpointError(
                 f"log.log_dir: the disk of {self.dirpath} is full: {free / 1e9:.2f} GB are left, and a checkpoint "
-                "takes "
-                f"about {needed / 1e9:.2f} GB, which it needs before an older one can go. Nothing was written; free "
-                "some room and run the same command again"
+                f"takes about {needed / 1e9:.2f} GB, which it needs before an older one can go. Nothing was written; "
+                "free some room and run the same command again"
             )
 
     # ---- what upstream would do of itself ---------------------------------------------------------------------
@@ -286,22 +303,22 @@ def kept(found: Sequence[tuple[int, Union[float, None]]], top_k: int, mode: str,
     return {steps[-1], *(-step for _, step in measured[:top_k])}
 
 
-def _estimate(module: Any, trainer: Any) -> int:
-    """Bytes of a checkpoint, from the weights: with two moments, and a float32 copy of half-precision ones.
+def _estimate(trainer: Any) -> int:
+    """Bytes of a first checkpoint, from the weights: with two moments, and a float32 copy of half-precision ones.
 
-    Weights that ranks share are counted once for each tensor-parallel rank, so it is rather too much than too little.
+    Weights that ranks share are counted once for each tensor-parallel rank; a reference's copies are not counted.
     """
     from megatron.core import parallel_state
 
     local, first = 0, parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
     first_with_experts = parallel_state.get_expert_data_parallel_rank() == 0
     # Where some weights are frozen, they are those of a base that is not saved.
-    for parameter in (p for p in module.parameters() if p.requires_grad):
+    for parameter in (p for p in trainer.strategy.megatron_parallel.parameters() if p.requires_grad):
         # Megatron's mark on the weights of experts, which other ranks share than share the rest.
         if first if getattr(parameter, "allreduce", True) else first_with_experts:
             width = parameter.element_size()
             local += parameter.numel() * (width + 8 + (4 if width < 4 else 0))
-    total = torch.tensor(float(local), device="cuda" if torch.cuda.is_available() else "cpu")
+    total = torch.tensor(float(local), device=metrics.device())
     torch.distributed.all_reduce(total)
     return int(total)
 

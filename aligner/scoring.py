@@ -11,7 +11,7 @@ from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 from tqdm import tqdm
 
-from aligner import policy
+from aligner import metrics, policy
 from aligner.batch import Batch, Split
 from aligner.data import AlignDataModule
 
@@ -72,7 +72,7 @@ def _score_split(trainer: Any, data: AlignDataModule, split: Split) -> Tensor:
             valid = batch.valid_P.bool()
             found = torch.cat([logp_PK, torch.ones_like(logp_PK[:, :1])], dim=1)
             total[batch.index_P[valid].cpu()] = found[valid].double().cpu()
-    total = total.to("cuda" if torch.cuda.is_available() else "cpu")
+    total = total.to(metrics.device())
     torch.distributed.all_reduce(total)
     total = total.cpu()
     assert bool((total[:, -1] > 0).all()), "a row was not scored"

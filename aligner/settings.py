@@ -68,8 +68,20 @@ def described(run: Run, settings: Settings) -> dict[str, Any]:
             "context": parallel.context_parallel_size,
             "expert": parallel.expert_model_parallel_size,
         },
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        "versions": dict(versions()),
     }
+
+
+@functools.cache
+def versions() -> dict[str, str | None]:
+    """Of each of `VERSIONS` what is installed; None where it is a folder on the path."""
+    found: dict[str, str | None] = {}
+    for name in VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def compare(then: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequence[str]) -> dict[str, tuple[Any, Any]]:

@@ -39,6 +39,11 @@ class VerifyContext(AlignContext):
 
         steps = [arg.partition("=")[2] for arg in task_args if arg.startswith("steps=")]
         recipe = self.parse_fn(align, [arg for arg in task_args if not arg.startswith("steps=")])
+        run.dryrun_fn(recipe)
+        if self.dryrun or not self._should_continue(self.skip_confirmation):
+            return
+        if self.executor is not None:
+            raise ConfigError("run.executor: verify-resume runs on this machine; leave it out")
         if steps and not steps[-1].isdigit():
             raise ConfigError(f"steps: {steps[-1]!r} is not a number of steps")
         difference = verify(recipe, steps=int(steps[-1]) if steps else 8)
@@ -87,18 +92,19 @@ def verify(recipe: run.Partial, *, steps: int) -> str | None:
     saved = checkpoints.newest(home / "resumed")
     if saved is None or checkpoints.step_of(saved) != middle:
         raise ConfigError(
-            f"trainer.strategy.ckpt_async_save, resume: the killed run left {saved or 'no checkpoint'}, and one "
-            f"of step "
-            f"{middle} was to be gone on from; save without writing beside the training, and let it resume"
+            f"trainer.strategy.ckpt_async_save, resume: the killed run left {saved or 'no checkpoint'}, and one of "
+            f"step {middle} was to be gone on from; save without writing beside the training, and let it resume"
         )
     print(f"resumed: to {steps} steps", flush=True)
     _do(job("resumed"), ranks, home, killed=False)
+    notes = [
+        tuple(recording.read(home / f"{name}.steps", rank) for name in ("straight", "resumed")) for rank in range(ranks)
+    ]
     for step in range(steps):
-        for rank in range(ranks):
-            one, other = (recording.read(home / f"{name}.steps", rank)[step] for name in ("straight", "resumed"))
-            for what in one:
-                if one[what] != other[what]:
-                    return f"step {step}, rank {rank}: {what}: {one[what]} and {other[what]}"
+        for rank, (one, other) in enumerate(notes):
+            for what in one[step]:
+                if one[step][what] != other[step][what]:
+                    return f"step {step}, rank {rank}: {what}: {one[step][what]} and {other[step][what]}"
     found = [checkpoints.newest(home / name) for name in ("straight", "resumed")]
     assert found[0] is not None and found[1] is not None
     return comparing.first_difference(*(comparing.read(path) for path in found if path))

@@ -1,9 +1,8 @@
 """When nothing moves any more: which rank is behind the others, and what each waits for.
 
 Every rank has a thread that looks at the time of its last progress. When it has been too long, the rank writes where it
-stands into `hang/` of the run; the first rank that still can reads what all wrote and says it. Nothing is
-exchanged while
-all is well, and nothing that could itself hang is asked of torch.distributed.
+stands into `hang/` of the run; the first rank that still can reads what all wrote and says it. Nothing is exchanged
+while all is well, and nothing that could itself hang is asked of torch.distributed.
 """
 
 from __future__ import annotations
@@ -53,6 +52,7 @@ class Watchdog(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self.rank, self.ranks, self._main = trainer.global_rank, trainer.world_size, threading.get_ident()
         self._reach(trainer, ORDER[0])
+        self._file.unlink(missing_ok=True)  # of a job before this one
         if self.after:
             threading.Thread(target=self._look, name="watchdog", daemon=True).start()
 
@@ -72,7 +72,7 @@ class Watchdog(pl.Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, *_: Any) -> None:
         self._reach(trainer, "saving")
 
-    def on_train_end(self, *_: Any) -> None:
+    def teardown(self, *_: Any, **__: Any) -> None:
         self._ends.set()
 
     def on_exception(self, *_: Any) -> None:

@@ -160,8 +160,8 @@ class Watch(pl.Callback):
         seconds = time.perf_counter() - self._began
         examples = self.data.examples["validation"].trained
         found |= {"tokens_per_second": found["tokens"] * examples / seconds, "step_time": seconds}
-        # For ModelCheckpoint(monitor="val/loss").
-        pl_module.log("val/loss", found["loss"], batch_size=1)
+        # For what `log.ckpt.monitor` names.
+        pl_module.log_dict({f"val/{name}": found[name] for name in metrics.LOGGED if name in found}, batch_size=1)
         self._log(trainer, "val", found, trainer.global_step)
 
     def _log(self, trainer: pl.Trainer, split: str, found: dict[str, float], step: int) -> None:

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import time
+from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -16,7 +18,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from aligner import losses, toy
+from aligner import claim, losses, toy
+from aligner.errors import CheckpointError
 
 HEADS, GROUPS, HIDDEN, FFN, VOCAB = 4, 2, 64, 96, 96
 
@@ -81,17 +84,6 @@ def logp(model: LlamaForCausalLM, prompt: list[int], response: list[int]) -> Ten
     return logits.log_softmax(-1)[at, torch.tensor(response)].sum()
 
 
-class SaveGradients(pl.Callback):
-    """The gradient of the first global batch, as the optimizer gets it, in a file."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-        if trainer.global_step == 0 and trainer.is_global_zero:
-            torch.save({name: p.main_grad.detach().clone() for name, p in _parameters(pl_module)}, self.path)
-
-
 class SaveRows(pl.Callback):
     """The rows of every training step on this rank, a line a step."""
 
@@ -108,7 +100,17 @@ class SaveRows(pl.Callback):
         return dataclasses.replace(step, data=iter(batches))
 
 
-class SaveAllGradients(pl.Callback):
+def rows_of(path: Path) -> dict[int, Counter[int]]:
+    """How often each row was trained in each step, over all ranks, of `SaveRows(path)`."""
+    found: dict[int, Counter[int]] = defaultdict(Counter)
+    for file in path.parent.glob(f"{path.name}.[0-9]"):
+        for line in file.read_text().splitlines():
+            step, rows = json.loads(line)
+            found[step].update(rows)
+    return found
+
+
+class SaveGradients(pl.Callback):
     """The gradient of the first global batch, each rank's part of it with its place in the whole, in `PATH.RANK`."""
 
     def __init__(self, path: str) -> None:
@@ -132,7 +134,7 @@ class SaveAllGradients(pl.Callback):
         torch.save(held, f"{self.path}.{trainer.global_rank}")
 
 
-def all_gradients(path: Path) -> dict[str, Tensor]:
+def gradients_of(path: Path) -> dict[str, Tensor]:
     """The parts of all ranks put together."""
     found: dict[str, Tensor] = {}
     for file in path.parent.glob(f"{path.name}.[0-9]"):
@@ -145,10 +147,9 @@ def all_gradients(path: Path) -> dict[str, Tensor]:
 
 
 def differ(a: Path, b: Path) -> float:
-    """Largest distance of a parameter's gradients, relative to their size, in two files of `SaveGradients`."""
-    one: dict[str, Tensor] = torch.load(a)
-    two: dict[str, Tensor] = torch.load(b)
-    assert one.keys() == two.keys() and len(one) > 10
+    """Largest distance of a parameter's gradients, relative to their size, of two `SaveGradients`."""
+    one, two = gradients_of(a), gradients_of(b)
+    assert one.keys() == two.keys()
     return max(float((one[name] - two[name]).norm() / one[name].norm()) for name in one)
 
 
@@ -183,6 +184,19 @@ class Disturb(pl.Callback):
         if self.stop:
             subprocess.Popen(["/bin/sh", "-c", f"sleep {self.stop}; kill -CONT {os.getpid()}"])
             os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class Intrude(pl.Callback):
+    """Tries to take the folder of the run that is under way."""
+
+    refused: ClassVar[list[str]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        try:
+            with claim.claimed(Path(trainer.loggers[0].log_dir or "").parent):
+                pass
+        except CheckpointError as error:
+            Intrude.refused += re.findall("another job is at work", str(error))
 
 
 class Slow(pl.Callback):

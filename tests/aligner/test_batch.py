@@ -17,7 +17,8 @@ def test_chosen_come_first_padded_on_the_right_with_labels_one_ahead() -> None:
     b = batch()
     assert b.tokens_RT.tolist() == [[1, 2, 3, 0], [6, 0, 0, 0], [1, 2, 4, 5], [6, 7, 0, 0]]
     assert b.labels_RT.tolist() == [[2, 3, 9, 0], [9, 0, 0, 0], [2, 4, 5, 9], [7, 9, 0, 0]]
-    assert b.positions_RT.tolist() == [[0, 1, 2, 3]] * 4
+    # What is padded has no place of its own.
+    assert b.positions_RT.tolist() == [[0, 1, 2, 0], [0, 0, 0, 0], [0, 1, 2, 3], [0, 1, 0, 0]]
     assert b.bounds is None
 
 

@@ -3,14 +3,13 @@
 Every way to divide a model, for DPO, padded and packed, is in test_parallelism.py.
 """
 
-import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hand import SaveRows
+from hand import SaveRows, rows_of
 from launching import forked
 
 from aligner.watching import read_metrics
@@ -85,7 +84,7 @@ def curves(tmp_path_factory: pytest.TempPathFactory, tiny_in: Callable[[Path], C
     names = [f"{kind}_{name}" for kind in KINDS for name in ("one", *LAYOUTS)]
     names += ["kto_resumed", "dpo_straight", "dpo_moved"]
     curves = {name: read_metrics(folder / f"runs/{name}/metrics.csv") for name in names}
-    return Curves(curves, {name: rows_of(folder, name) for name in ("straight", "moved")})
+    return Curves(curves, {name: rows_of(folder / name) for name in ("straight", "moved")})
 
 
 class Curves(dict[str, list[dict[str, float]]]):
@@ -94,15 +93,6 @@ class Curves(dict[str, list[dict[str, float]]]):
     def __init__(self, curves: dict[str, list[dict[str, float]]], rows: dict[str, dict[int, Counter[int]]]) -> None:
         super().__init__(curves)
         self.rows = rows
-
-
-def rows_of(folder: Path, name: str) -> dict[int, Counter[int]]:
-    found: dict[int, Counter[int]] = defaultdict(Counter)
-    for path in folder.glob(f"{name}.[0-9]"):
-        for line in path.read_text().splitlines():
-            step, rows = json.loads(line)
-            found[step].update(rows)
-    return found
 
 
 RUNS = [(kind, layout) for kind in KINDS for layout in LAYOUTS] + [("kto", "resumed")]

@@ -10,7 +10,7 @@ from typing import Any
 
 import nemo_run as run
 import pytest
-from hand import Disturb
+from hand import Disturb, Intrude
 from launching import forked
 
 from aligner import checkpoints, claim, losses, saving, settings
@@ -79,7 +79,7 @@ def test_a_checkpoint_says_what_it_is(tiny: Tiny, execute: Execute) -> None:
 
 @pytest.mark.parametrize(
     ("validate", "save", "validated", "saved"),
-    [(3, 2, [0, 3, 6, 7], [2, 4, 6, 7]), (2, 5, [0, 2, 4, 6, 7], [5, 7]), (0.5, 3, [0, 2, 4, 6, 7], [3, 6, 7])],
+    [(3, 2, [0, 3, 6, 7], [2, 4, 6, 7]), (2, 5, [0, 2, 4, 6, 7], [5, 7]), (0.3, 3, [0, 2, 4, 6, 7], [3, 6, 7])],
 )
 def test_saving_and_validating_need_not_fall_together(
     tiny: Tiny, execute: Execute, validate: Any, save: int, validated: list[int], saved: list[int]
@@ -87,15 +87,30 @@ def test_saving_and_validating_need_not_fall_together(
     """NeMo-Aligner dies where one interval does not divide the other; here also without max_steps."""
     recipe = tiny(rows=28, held_out=2)
     recipe.trainer.max_steps, recipe.trainer.max_epochs = -1, 1
-    if validate == 0.5:
-        recipe.data.train, recipe.trainer.max_epochs = str(Path(recipe.data.train)), 1
-        validate, validated = 0.3, [0, 2, 4, 6, 7]
     recipe.optim.lr_scheduler.max_steps = -1
     recipe.trainer.val_check_interval, recipe.log.ckpt.every_n_train_steps = validate, save
     recipe.log.ckpt.save_top_k = -1
     folder = execute(recipe)
     assert [row["step"] for row in read_metrics(folder / "metrics.csv") if "val/loss" in row] == validated
     assert names(folder) == [f"step={step}" for step in saved]
+
+
+def test_the_newest_two_stay(tiny: Tiny, execute: Execute) -> None:
+    recipe = tiny(held_out=0)
+    recipe.log.ckpt.every_n_train_steps, recipe.log.ckpt.save_top_k = 1, 2
+    assert names(execute(recipe)) == ["step=3", "step=4"]
+
+
+def test_any_metric_of_validation_can_be_monitored_that_there_is(tiny: Tiny, execute: Execute) -> None:
+    recipe = tiny()
+    recipe.log.ckpt.monitor, recipe.log.ckpt.mode, recipe.log.ckpt.save_top_k = "val/rewards_margin_mean", "max", 1
+    folder = execute(recipe)
+    values = {r["step"]: r["val/rewards_margin_mean"] for r in read_metrics(folder / "metrics.csv") if "val/loss" in r}
+    assert checkpoints.record(folder / "checkpoints/step=4")["value"] == pytest.approx(values[4])
+    recipe = tiny("kl")
+    recipe.log.ckpt.monitor = "val/kl"
+    with pytest.raises(ConfigError, match=r"log.ckpt.monitor: val/kl is not measured with this loss"):
+        execute(recipe)
 
 
 def test_minutes_save_too(tiny: Tiny, execute: Execute) -> None:
@@ -111,6 +126,7 @@ def test_minutes_save_too(tiny: Tiny, execute: Execute) -> None:
         ({"every_n_train_steps": 0}, r"log.ckpt.every_n_train_steps: must be more than 0"),
         ({"every_n_minutes": -1.0}, "log.ckpt.every_n_minutes: must be more than 0"),
         ({"save_top_k": -2}, "log.ckpt.save_top_k: is -2"),
+        ({"monitor": "val_loss"}, r"log.ckpt.monitor: 'val_loss' is not one of val/loss, "),
         ({"monitor": "val/loss", "every_n_train_steps": 3}, r"3 is no multiple of trainer.val_check_interval \(2\)"),
         ({"monitor": "val/loss", "every_n_minutes": 5.0}, "every_n_minutes: 5.0 is no multiple of validations"),
     ],
@@ -182,10 +198,11 @@ def test_a_damaged_checkpoint_makes_room_for_a_new_one_of_its_step(three: Path, 
 
 
 def test_a_checkpoint_of_a_later_version_is_named(three: Path, tiny: Tiny, execute: Execute) -> None:
-    for path in (three / "checkpoints").glob("*/align.json"):
-        said = json.loads(path.read_text()) | {"format": 99}
-        said["versions"]["nemo-align"] = "7.0"
-        path.write_text(json.dumps(said))
+    """And not passed over for an older one: a run that went on from that would end in its place."""
+    path = three / "checkpoints/step=6/align.json"
+    said = json.loads(path.read_text()) | {"format": 99}
+    said["versions"]["nemo-align"] = "7.0"
+    path.write_text(json.dumps(said))
     with pytest.raises(CheckpointError, match=r"written by nemo-align 7.0 in format 99, and this version reads up to"):
         execute(tiny())
 
@@ -249,7 +266,11 @@ def test_two_jobs_do_not_share_a_run(tiny: Tiny, execute: Execute, tmp_path: Pat
         pytest.raises(CheckpointError, match=r"another job is at work in .*runs/run \(process \d+ on "),
     ):
         execute(tiny())
-    execute(tiny())
+    # NeMo moves the files that it finds in a run's folder away; not the lock.
+    recipe = tiny()
+    recipe.trainer.callbacks = [run.Config(Intrude)]
+    execute(recipe)
+    assert Intrude.refused == ["another job is at work"] * 4
 
 
 # ---- what may change -----------------------------------------------------------------------------------------------

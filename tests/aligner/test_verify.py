@@ -9,6 +9,7 @@ from typing import Any
 import nemo_run as run
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from hand import Forgets
 
 from aligner import comparing
@@ -17,6 +18,19 @@ from aligner.verify import verify
 
 Tiny = Callable[..., Any]
 TESTS = str(Path(__file__).parent.parent)
+
+
+def test_a_checkpoint_is_read_whole(tmp_path: Path) -> None:
+    """Also what Megatron keeps as an object, Transformer Engine's states among it: a list that holds tensors."""
+    for name in ("one", "other"):
+        path = tmp_path / name / "weights"
+        held = (torch.arange(3), torch.full((2,), float(name == "other")))
+        dcp.save({"w": torch.ones(2), "extra": held}, checkpoint_id=path, no_dist=True)
+        torch.save({"global_step": 3, "optimizer": {"param_groups": [{"lr": 0.1}]}}, path / "common.pt")
+    one, other = (comparing.read(tmp_path / name) for name in ("one", "other"))
+    assert one["global_step"] == 3 and one["optimizer.param_groups[0].lr"] == 0.1
+    assert comparing.first_difference(one, one) is None
+    assert str(comparing.first_difference(one, other)).startswith("extra[1][0]: 0.0 and 1.0 (2 of 2 elements")
 
 
 def test_the_first_difference_is_named() -> None:
