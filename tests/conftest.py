@@ -1,12 +1,17 @@
 """What tests share: a tiny run that takes seconds, on the real engine."""
 
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Tests run two at a time on as many cores. Threads of a second process would wait for each other in a busy loop, which
+# doubles the time; read by torch when it is first imported, here and in every process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def write_rows(path: Path, count: int, seed: int = 0, longest: int = 6) -> Path:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from launching import nemo_each
 
+from aligner.watching import read_metrics
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -70,8 +72,6 @@ def execute(block: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("block", [b for _, b in blocks("python") if "run.Experiment(" in b])
 def test_one_experiment_trains_both_stages(block: str, tmp_path: Path) -> None:
-    from aligner.watching import read_metrics
-
     execute(block, tmp_path)
     sft, dpo = (read_metrics(tmp_path / f"runs/sums_{stage}/metrics.csv") for stage in ("sft", "dpo"))
     assert sft[-1]["train/loss"] < sft[0]["train/loss"]
@@ -83,8 +83,6 @@ def test_one_experiment_trains_both_stages(block: str, tmp_path: Path) -> None:
 
 def test_two_commands_train_both_stages_and_adapters_on_them(tmp_path: Path) -> None:
     """The README's own lines, shortened to 10 steps."""
-    from aligner.watching import read_metrics
-
     lines = [words for _, words in commands() if any("sums_" in word for word in words)]
     assert [words[2] for words in lines] == ["align", "align", "align", "merge", "export-hf"]
     short = [[*words[1:], *(["trainer.max_steps=10"] if words[2] == "align" else [])] for words in lines]
@@ -99,16 +97,30 @@ def test_two_commands_train_both_stages_and_adapters_on_them(tmp_path: Path) -> 
     assert (tmp_path / "adapter/adapter_model.safetensors").is_file()
 
 
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The README's first command, in a folder that its further lines go on in, and what it said."""
+    folder = tmp_path_factory.mktemp("a path with spaces")
+    command = [str(Path(sys.executable).parent / "nemo"), "llm", "align", "--factory", "tiny_dpo", "-y"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def test_the_demo_aligns_a_model(demo: tuple[Path, str]) -> None:
+    folder, said = demo
+    for words in ("held-out pairs", "accuracy", "margin", "checkpoints  runs/tiny_dpo/checkpoints"):
+        assert words in said
+    measured = [row for row in read_metrics(folder / "runs/tiny_dpo/metrics.csv") if "val/acc" in row]
+    assert measured[0]["val/acc"] == 0.5
+    assert measured[-1]["val/acc"] >= 0.9
+
+
 @pytest.mark.parametrize(("page", "block"), [(p, b) for p, b in blocks("python") if "run.run(" in b])
-def test_the_python_of_the_docs_runs(page: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nemo_run.config import set_nemorun_home
-
-    from aligner.watching import read_metrics
-
-    set_nemorun_home(str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    execute(block, tmp_path)
-    (metrics,) = tmp_path.glob("runs/from_python/metrics.csv")
+def test_the_python_of_the_docs_runs(page: str, block: str, demo: tuple[Path, str]) -> None:
+    folder, _ = demo
+    execute(block, folder)
+    (metrics,) = folder.glob("runs/from_python/metrics.csv")
     trained = [line["step"] for line in read_metrics(metrics) if "train/loss" in line]
     assert trained == list(range(20))
 

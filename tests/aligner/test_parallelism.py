@@ -4,6 +4,7 @@ The layouts of plain data, tensor and pipeline parallelism under other losses, r
 test_layouts.py.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -75,8 +76,8 @@ class Bench:
                 config=run.Config(llm.MixtralConfig, **given, num_layers=2, num_moe_experts=4, bf16=False),
                 tokenizer=recipe.model.tokenizer,
             )
-            # Of a micro-batch each, so they depend on how a batch is cut: not at all where ranks share all rows.
-            recipe.model.config.moe_aux_loss_coeff = recipe.model.config.moe_z_loss_coeff = 0.1
+            # Of a micro-batch with all that is padded, so it depends on how a batch is cut.
+            recipe.model.config.moe_aux_loss_coeff = 0.0
         recipe.trainer.max_steps, recipe.trainer.val_check_interval = (1, 1) if name == "start" else (STEPS, 4)
         recipe.log.ckpt.every_n_train_steps = STEPS
         # The same whether a run ends early or not.
@@ -167,6 +168,26 @@ def test_two_ranks_are_one(two: Bench, layout: str, cut: str) -> None:
 @pytest.mark.parametrize("layout", FOUR)
 def test_four_ranks_are_one(four: Bench, layout: str, cut: str) -> None:
     four.compare(layout, cut)
+
+
+def test_auxiliary_losses_of_experts_weigh_the_same_in_every_layout(bench: Bench) -> None:
+    """On rows of one length, so that nothing is padded and every layout has the same micro-batches."""
+    # 12 tokens of input, which context parallelism cuts into four pieces.
+    answers = {"chosen_response": "000007", "rejected_response": "123456"}
+    rows = [{"prompt": f"{a}+{a + 1}=", **answers} for a in range(10, 28)]
+    file = bench.folder / "even.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    jobs, ranks = [], {"experts": 2, "experts tensor": 2, "experts context": 2}
+    for name, layout in {"one": {}, **{name: TWO[name] for name in ranks}}.items():
+        recipe = bench.job(f"auxiliary {name}", "experts", "padded", ranks.get(name, 1), layout)
+        recipe.model.config.moe_aux_loss_coeff = recipe.model.config.moe_z_loss_coeff = 0.3
+        recipe.data.train, recipe.data.validation, recipe.trainer.max_steps = str(file), None, 1
+        jobs.append((ranks.get(name, 1), recipe))
+    codes, said = forked(bench.folder, jobs)
+    assert codes == [[0] * ranks for ranks, _ in jobs], said[-4000:]
+    for name in ranks:
+        one, other = (bench.folder / f"auxiliary_{n}_padded".replace(" ", "_") for n in ("one", name))
+        assert differ(one, other) < 1e-4, name
 
 
 MOVED, MOVED_TOO = ("interleaved",), ("sequence", "pipeline", "context", "experts context")
