@@ -108,10 +108,8 @@ def collate(
     """
     responses = range(len(items[0].example.responses))
     sequences = [(item.example.prompt, item.example.responses[k]) for k in responses for item in items]
-    prompts = torch.tensor([len(prompt) for prompt, _ in sequences])
-    lengths = torch.tensor([len(response) for _, response in sequences])
+    prompts, lengths = (torch.tensor([len(sequence[part]) for sequence in sequences]) for part in (0, 1))
     widths = sequence_tokens(prompts, lengths, multiple)
-    count = len(sequences)
     if packed:
         total = int(widths.sum())
         widths[-1] += max(-(-total // row_multiple) * row_multiple, at_least) - total
@@ -120,8 +118,8 @@ def collate(
         begins, shape = bounds[:-1], (1, int(ends[-1]))
     else:
         width = max(-(-int(widths.max()) // row_multiple) * row_multiple, at_least)
-        bounds, begins, shape = None, torch.arange(count) * width, (count, width)
-        widths = torch.full((count,), width)
+        bounds, begins, shape = None, torch.arange(len(sequences)) * width, (len(sequences), width)
+        widths = torch.full_like(widths, width)
     tokens, labels = (torch.full((shape[0] * shape[1],), pad_id) for _ in range(2))
     for begin, (prompt, response) in zip(begins.tolist(), sequences, strict=True):
         ids = torch.tensor(prompt + response)

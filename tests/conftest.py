@@ -14,6 +14,15 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+LONGEST = ("docs", "parallelism", "slurm", "layouts", "kill", "stopping", "resume", "packed", "launch", "cli", "verify")
+"""Files of tests that take minutes, begun first, so that two workers end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = [f"test_{name}" for name in LONGEST]
+    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
+
+
 def write_rows(path: Path, count: int, seed: int = 0, longest: int = 6) -> Path:
     """Sums with answers of very unequal length; some are one character, some differ at their first token."""
     draw = random.Random(seed)

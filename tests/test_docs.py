@@ -63,7 +63,7 @@ def test_every_align_command_in_the_docs_is_understood(
 def execute(block: str, folder: Path) -> None:
     script = folder / "script.py"
     script.write_text(block)
-    env = os.environ | {"NEMORUN_HOME": str(folder / "home")}
+    env = os.environ | {"NEMORUN_HOME": str(folder.parent / "home")}  # which may have no space in it
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=400, cwd=folder, env=env
     )

@@ -214,7 +214,7 @@ def test_a_stage_starts_from_another(tiny: Tiny, execute: Execute, tmp_path: Pat
             "trainer.strategy.virtual_pipeline_model_parallel_size",
             2,
             ConfigError,
-            "virtual_pipeline_model_parallel_size: 2 interleaves .* set it to None",
+            "virtual_pipeline_model_parallel_size: 2 with .* set it to None",
         ),
         ("data.pack_size", 99, ConfigError, "data.pack_size: 99, but data.batching is 'padded', which has no packs"),
         ("data.batching", "pack", ConfigError, "data.batching: 'pack' is not one of padded, length_grouped"),
