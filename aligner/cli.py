@@ -5,6 +5,7 @@ NeMo-Run swallows an error in such a module in one line, and with it the command
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 import traceback
@@ -27,7 +28,16 @@ nemo llm align --factory tiny_dpo --dryrun shows every part: model, data, traine
 reference, peft, log, optim, resume. run.executor=local run.executor.ranks=2 says where it runs.
 """
 
-OURS = ("align", "verify-resume", "import-hf", "export-hf", "merge", "lint-preferences", "pack-preferences")
+OURS = (
+    "align",
+    "verify-resume",
+    "import-hf",
+    "export-hf",
+    "merge",
+    "lint-preferences",
+    "pack-preferences",
+    "diff-runs",
+)
 
 
 def _help(name: str, command: Callable[..., Any]) -> str:
@@ -42,13 +52,24 @@ def _help(name: str, command: Callable[..., Any]) -> str:
     return "\n\n".join([*lines, f"nemo llm {name} -y {' '.join(required)}"])
 
 
+def _executor(config: Any) -> Callable[[], Any]:
+    import nemo_run as run
+
+    def made() -> run.Config[run.Executor]:
+        return copy.deepcopy(config)
+
+    # NeMo-Run looks for what a factory makes in its annotation.
+    made.__annotations__["return"] = run.Config[run.Executor]
+    return made
+
+
 def _register() -> None:
     import nemo_run as run
 
-    from aligner import console, huggingface, lint, merging, prepacked, verify
+    from aligner import console, huggingface, lint, merging, prepacked, provenance, verify
     from aligner.api import align
     from aligner.context import AlignContext
-    from aligner.executors import local
+    from aligner.executors.profiles import KINDS, profiles
     from aligner.recipes import smollm2_135m, tiny_llama
 
     console.hush()
@@ -62,18 +83,17 @@ def _register() -> None:
         "merge": merging.merge,
         "lint-preferences": lint.lint_preferences,
         "pack-preferences": prepacked.pack_preferences,
+        "diff-runs": provenance.diff_runs,
     }.items():
         run.cli.entrypoint(command, name=name, namespace="llm", enable_executor=False, help=_help(name, command))
 
     from lightning.pytorch.loggers import WandbLogger
 
-    def local_executor() -> run.Config[run.Executor]:
-        return run.Config(local)
-
     def wandb() -> run.Config[WandbLogger]:
         return run.Config(WandbLogger, project="nemo-align")
 
-    run.cli.factory(local_executor, target=run.Executor, name="local")
+    for name, config in {**{kind: run.Config(make) for kind, make in KINDS.items()}, **profiles()}.items():
+        run.cli.factory(_executor(config), target=run.Executor, name=name)
     run.cli.factory(wandb, target=WandbLogger, name="wandb")
     assert smollm2_135m.NAME and tiny_llama.NAME  # their import registers the factories
 

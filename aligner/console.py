@@ -9,7 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 import warnings
+from typing import Any
+
+from aligner.errors import UserError
 
 VERBOSE = os.environ.get("NEMO_ALIGN_VERBOSE", "0") != "0"
 
@@ -42,6 +46,22 @@ def hush() -> None:
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     nemo_logging.remove_stream_handlers()
+
+
+def plain_errors() -> None:
+    """In a job that NeMo-Run started, have an error end the log in one piece; a user's own by its message alone.
+
+    Python writes a traceback bit by bit, which Slurm would make a line each.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or spec.name != "nemo_run.core.runners.fdl_runner":
+        return
+
+    def told(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        frames = () if isinstance(error, UserError) else traceback.format_tb(trace)
+        sys.stderr.write("".join([*frames, f"{kind.__name__}: {error}\n"]))
+
+    sys.excepthook = told
 
 
 def is_first_rank() -> bool:

@@ -50,15 +50,20 @@ class AlignContext(RunContext):
 
     def _execute_task(self, fn: Any, task_args: list[str]) -> None:
         exports = any((self.to_yaml, self.to_toml, self.to_json))
-        if self.executor is None or self.direct or self.dryrun or self.repl or exports or self.detach:
+        if self.executor is None or self.direct or self.repl or exports:
             super()._execute_task(fn, task_args)
             return
-        from aligner.executors import launch
+        from aligner import executors
 
         task = self.parse_fn(fn, task_args)
         run.dryrun_fn(task, executor=self.executor)
-        if self._should_continue(self.skip_confirmation):
-            launch({self.name: task}, self.executor, name=self.name)
+        stages, name = {self.name: task}, str(task.log.name)
+        if self.dryrun:
+            executors.dryrun(stages, self.executor, name=name)
+        elif self._should_continue(self.skip_confirmation):
+            identity = executors.launch(stages, self.executor, name=name, detach=self.detach)
+            if self.detach:
+                print(f"submitted: nemo experiment status {identity}; nemo experiment logs {identity} 0")
 
 
 def _factories(fn: Any) -> str:

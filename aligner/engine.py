@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,13 +15,25 @@ from nemo.lightning import MegatronOptimizerModule, MegatronStrategy, NeMoLogger
 from nemo.lightning.callback_group import CallbackGroup
 from nemo.lightning.pytorch.callbacks import PEFT, ModelTransform
 
-from aligner import adapters, architecture, checkpoints, checks, kernels, layout, parallel, process, schedule, settings
+from aligner import (
+    adapters,
+    architecture,
+    checkpoints,
+    checks,
+    kernels,
+    layout,
+    parallel,
+    process,
+    provenance,
+    schedule,
+    settings,
+)
 from aligner.claim import LOCK, claimed
-from aligner.console import say
+from aligner.console import plain_errors, say
 from aligner.data import AlignDataModule
-from aligner.errors import CheckpointError, ConfigError
+from aligner.errors import REQUEUE, CheckpointError, ConfigError
 from aligner.health import Health
-from aligner.limits import REQUEUE, Limits, Preempted, Preemption
+from aligner.limits import Limits, Preempted, Preemption
 from aligner.lookahead import Lookahead
 from aligner.objective import Loss, Objective
 from aligner.policy import attach
@@ -58,6 +69,7 @@ class Run:
             Preempted: it was told to end, and is to be run again.
         """
         began = time.monotonic()
+        plain_errors()
         checks.arguments(self)
         checks.layout(self)
         with process.kept_environment(), process.clear_errors(self.folder):
@@ -172,18 +184,8 @@ class Run:
             self.model.tokenizer = checkpoints.tokenizer_of(source, kept_in=self.folder if self._continued else None)
             # For the run's own checkpoints, which carry what the model was made of.
             self.model.__io__.tokenizer = self.model.tokenizer.__io__
-        parallel = self.strategy.parallelism
-        tensor, context = parallel.tensor_model_parallel_size, parallel.context_parallel_size
-        # Context parallelism gives every rank two pieces of each sequence.
-        multiple = 2 * context if context > 1 else 1
-        self.data.prepare(
-            self.model.tokenizer,
-            kind=self.objective.kind,
-            runs=self.runs,
-            multiple=multiple,
-            row_multiple=math.lcm(multiple, (tensor if parallel.sequence_parallel else 1) * context),
-            every=parallel.microbatch_group_size_per_vp_stage or 1 if self._interleaved else 1,
-        )
+        divided = layout.multiples(self.strategy.parallelism)
+        self.data.prepare(self.model.tokenizer, kind=self.objective.kind, runs=self.runs, **divided)
 
     def _plan(self) -> int:
         """How many optimizer steps the whole run has; validation by steps."""
@@ -280,8 +282,10 @@ class Run:
         state = self.logger.setup(trainer, resume_if_exists=True)
         # NeMo moves the files of earlier jobs to run_0, run_1, ...; the metrics of a run stay one file, and its lock
         # where the next job looks for it.
-        stay = (watch.csv.path.name, *LOCK)
+        stay = (watch.csv.path.name, provenance.RECIPE, *LOCK)
         state.files_to_move = [path for path in state.files_to_move if Path(path).name not in stay]
+        if trainer.is_global_zero:
+            provenance.write(self, self._settings)
         CallbackGroup.get_instance().update_config("v2", trainer=trainer, data=self.data)
         if self.resume is not None:
             if self.resume.restore_config is not None:

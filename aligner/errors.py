@@ -13,6 +13,9 @@ pickled: the exception of a rank travels through a launcher.
 
 from __future__ import annotations
 
+REQUEUE = 75
+"""Exit code of a job that has saved and is to be run again: EX_TEMPFAIL of sysexits.h."""
+
 
 class AlignError(Exception):
     """Root of everything raised on purpose."""

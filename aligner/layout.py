@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from aligner import cpu
@@ -20,6 +21,19 @@ def check(parallel: Any, config: Any, *, ranks: int) -> None:
     _pipeline(parallel, config)
     _experts(parallel, config, ranks)
     _context(parallel, config)
+
+
+def multiples(parallel: Any) -> dict[str, int]:
+    """What lengths and counts must be divisible by: sequences, rows, and the micro-batches of a step on a rank."""
+    tensor, context = parallel.tensor_model_parallel_size, parallel.context_parallel_size
+    # Context parallelism gives every rank two pieces of each sequence.
+    multiple = 2 * context if context > 1 else 1
+    interleaved = parallel.virtual_pipeline_model_parallel_size is not None
+    return {
+        "multiple": multiple,
+        "row_multiple": math.lcm(multiple, (tensor if parallel.sequence_parallel else 1) * context),
+        "every": parallel.microbatch_group_size_per_vp_stage or 1 if interleaved else 1,
+    }
 
 
 def _tensor(parallel: Any, config: Any) -> None:

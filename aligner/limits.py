@@ -21,11 +21,8 @@ import torch
 
 from aligner import metrics
 from aligner.console import say
-from aligner.errors import ConfigError
+from aligner.errors import REQUEUE, ConfigError
 from aligner.saving import Checkpoint
-
-REQUEUE = 75
-"""Exit code of a job that is to be run again: EX_TEMPFAIL of sysexits.h."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 

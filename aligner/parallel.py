@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections import deque
@@ -86,9 +87,14 @@ def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
 
 
 def end_with_parent() -> None:
-    """Have this process end when the one that spawned it does: a killed one says no farewell."""
+    """Have this process end when the one that spawned it does, and not before: a killed one says no farewell.
+
+    Launchers and schedulers tell every process of a job to end, also those that the last save needs.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
     def wait() -> None:
         parent.join()

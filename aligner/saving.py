@@ -17,7 +17,7 @@ from nemo.utils.callbacks.dist_ckpt_io import AsyncFinalizableCheckpointIO
 
 from aligner import checkpoints, metrics, schedule
 from aligner.errors import CheckpointError, ConfigError
-from aligner.files import PARTIAL
+from aligner.files import PARTIAL, persist
 
 MONITORED = tuple(f"val/{name}" for name in metrics.LOGGED)
 """What can make a checkpoint good."""
@@ -217,7 +217,7 @@ class Checkpoint(nl.ModelCheckpoint):
             # A damaged one of the same step, which was passed over.
             self._remove(target)
         os.replace(partial, target)
-        _persist(target.parent)
+        persist(target.parent)
         self._needed = checkpoints.size(target)
         self.best_model_path = self.last_model_path = str(target)
         if self.link_last:
@@ -321,12 +321,3 @@ def _estimate(trainer: Any) -> int:
     total = torch.tensor(float(local), device=metrics.device())
     torch.distributed.all_reduce(total)
     return int(total)
-
-
-def _persist(folder: Path) -> None:
-    """Have the names in a folder outlive a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -69,6 +69,7 @@ def described(run: Run, settings: Settings) -> dict[str, Any]:
             "expert": parallel.expert_model_parallel_size,
         },
         "versions": dict(versions()),
+        "reference weights": getattr(run.reference, "weights", None),
     }
 
 

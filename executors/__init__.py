@@ -1,9 +1,15 @@
-"""Where a recipe runs: functions that return a NeMo-Run executor. Knows no recipe.
+"""Where a recipe runs: functions that return a NeMo-Run executor, and what runs stages on one. Knows no recipe.
 
-run.run(recipe, executor=executors.local(ranks=2))
+run.run(recipe, executor=executors.slurm(account="acct", partition="gpu", gpus_per_node=8))
+executors.launch({"sft": sft, "dpo": dpo}, executors.local(ranks=2))
 """
 
-from aligner.executors.launch import JobFailed, launch
+from aligner.executors import accounting
+from aligner.executors.docker import docker
+from aligner.executors.failures import JobFailed
+from aligner.executors.launch import dryrun, launch
 from aligner.executors.local import local
+from aligner.executors.profiles import profile
+from aligner.executors.slurm import slurm
 
-__all__ = ["JobFailed", "launch", "local"]
+__all__ = ["JobFailed", "accounting", "docker", "dryrun", "launch", "local", "profile", "slurm"]

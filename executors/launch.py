@@ -1,43 +1,147 @@
 """Running stages on an executor so that a failure is a failure.
 
-NeMo-Run alone returns as if all were well when a job failed, and on this machine and in Docker it starts the next
-stage after a failed one.
+NeMo-Run alone returns as if all were well when a job failed, on this machine and in Docker starts the next stage after
+a failed one, and on Slurm waits for ever for a stage that can no longer begin.
 """
 
-import re
-from collections.abc import Mapping
+import contextlib
+import copy
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import nemo_run as run
+from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
+
+from aligner.executors import accounting, checks, failures
+from aligner.executors.local import ended_with_us
+
+LAUNCHED = "launched.json"
+"""In the folder of a stage that succeeded: which recipe did."""
 
 
-class JobFailed(RuntimeError):
-    """A stage did not succeed; later ones were not started."""
-
-
-def launch(stages: Mapping[str, run.Partial], executor: run.Executor, *, name: str = "align") -> None:
+def launch(
+    stages: Mapping[str, run.Partial], executor: run.Executor, *, name: str = "align", detach: bool = False
+) -> str:
     """Run stages one after another, each on `executor`, with their logs on the screen.
+
+    A string `stage:NAME` in a recipe, or `stage:NAME/rest`, stands for the folder of an earlier stage's run. A stage
+    that succeeded before, with the same recipe, is not run again, unless one before it is.
 
     Args:
         stages: name -> recipe, in order.
         executor: where.
         name: of the experiment, for `nemo experiment list`.
+        detach: leave the jobs to Slurm and return; `nemo experiment status` and `logs` tell of them.
+
+    Returns:
+        The experiment's id, for `nemo experiment status ID`; of the last stage, where each has one of its own.
 
     Raises:
-        ValueError: a name that NeMo-Run would break on.
-        JobFailed: a stage failed; the message says which and where its logs are.
+        ConfigError: something is refused; nothing was started.
+        JobFailed: a stage failed; the message says where, how, and what it said last.
     """
-    for title in (name, *stages):
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", title):
-            raise ValueError(f"{title!r} cannot name a job; use letters, digits, '_', '.' and '-'")
+    checks.not_in_a_job()
+    stages = {stage: _wired(copy.deepcopy(recipe), stages) for stage, recipe in stages.items()}
+    checks.recipes(name, stages, executor)
+    left = _left(stages)
+    for stage in stages.keys() - left.keys():
+        _tell(f"stage {stage} has succeeded before: {folder_of(stages[stage])}")
+    if not left:
+        return ""
+    checks.place(executor, detach=detach)
+    if isinstance(executor, run.SlurmExecutor):
+        with accounting.answered(executor):
+            return _run(name, left, executor, detach=detach)
+    identity = ""
+    for stage, recipe in left.items():
+        title = f"{name}_{stage}" if len(stages) > 1 else name
+        with ended_with_us() if isinstance(executor, run.LocalExecutor) else contextlib.nullcontext():
+            identity = _run(title, {stage: recipe}, executor, detach=False)
+    return identity
+
+
+def dryrun(stages: Mapping[str, run.Partial], executor: run.Executor, *, name: str = "align") -> None:
+    """Print what would be submitted, and refuse what would be refused; nothing is.
+
+    Raises:
+        ConfigError: see `launch`.
+    """
+    stages = {stage: _wired(copy.deepcopy(recipe), stages) for stage, recipe in stages.items()}
+    checks.recipes(name, stages, executor)
+    with _experiment(name, stages, executor) as experiment:
+        experiment.dryrun(delete_exp_dir=False)
+        shipped = sorted(p.name for p in Path(experiment._exp_dir).rglob("*") if p.is_file() and "code" not in p.parts)
+        _tell(f"files of the job: {', '.join(shipped)}")
+    checks.place(executor, detach=False)
+
+
+def _run(name: str, stages: Mapping[str, run.Partial], executor: run.Executor, *, detach: bool) -> str:
+    with _experiment(name, stages, executor) as experiment, failures.of_submission():
+        experiment.run(detach=detach)
+    if detach:
+        return experiment._id
+    states = failures.states(experiment)
     for stage, recipe in stages.items():
-        with run.Experiment(f"{name}_{stage}" if len(stages) > 1 else name, executor=executor) as experiment:
-            experiment.add(recipe, name=stage, tail_logs=True)
-            experiment.run()
-        status: dict[str, Any] = experiment.status(return_dict=True) or {}
-        state = str(status.get(stage, {}).get("status", "UNKNOWN")).rsplit(".", 1)[-1]
-        if state != "SUCCEEDED":
-            raise JobFailed(
-                f"stage {stage!r} ended as {state}; its logs: nemo experiment logs {experiment._id} 0 "
-                f"(folder {experiment._exp_dir})"
-            )
+        if states[stage] != "SUCCEEDED":
+            raise failures.JobFailed(failures.report(stage, states, experiment, executor))
+        with contextlib.suppress(OSError):  # another machine's folder
+            (folder_of(recipe) / LAUNCHED).write_text(json.dumps({"recipe": _identity(recipe)}))
+    return experiment._id
+
+
+@contextlib.contextmanager
+def _experiment(name: str, stages: Mapping[str, run.Partial], executor: run.Executor) -> Iterator[run.Experiment]:
+    quiet = {"log_level": "WARNING", "enable_goodbye_message": False, "skip_status_at_exit": True}
+    with run.Experiment(name, executor=executor, **quiet) as experiment:  # type: ignore[arg-type]
+        before: list[str] = []
+        for stage, recipe in stages.items():
+            before = [experiment.add(recipe, name=stage, tail_logs=True, dependencies=before)]
+        yield experiment
+
+
+def _left(stages: Mapping[str, run.Partial]) -> dict[str, run.Partial]:
+    """Stages from the first one on that has not succeeded with this very recipe."""
+    names = list(stages)
+    for i, name in enumerate(names):
+        try:
+            done = json.loads((folder_of(stages[name]) / LAUNCHED).read_text())["recipe"]
+        except (OSError, ValueError, KeyError):
+            done = None
+        if done != _identity(stages[name]):
+            return {name: stages[name] for name in names[i:]}
+    return {}
+
+
+def _identity(recipe: run.Partial) -> str:
+    return hashlib.sha256(ZlibJSONSerializer().serialize(recipe).encode()).hexdigest()[:16]
+
+
+def folder_of(recipe: run.Partial) -> Path:
+    """Where a stage leaves what it makes: the folder of its run, or what its `output` names."""
+    log: Any = getattr(recipe, "log", None)
+    if log is not None:
+        return Path(log.log_dir or "nemo_experiments").expanduser() / log.name
+    return Path(str(getattr(recipe, "output", None) or "nowhere"))
+
+
+def _wired(recipe: run.Partial, stages: Mapping[str, run.Partial]) -> run.Partial:
+    """A recipe with `stage:NAME` replaced by that stage's folder."""
+
+    def path(text: str) -> str:
+        if not text.startswith("stage:"):
+            return text
+        name, slash, rest = text.removeprefix("stage:").partition("/")
+        checks.known_stage(text, name, list(stages))
+        return f"{folder_of(stages[name])}{slash}{rest}"
+
+    found = checks.mapped(recipe, path)
+    assert isinstance(found, run.Partial)
+    return found
+
+
+def _tell(message: str) -> None:
+    print(f"[align] {message}", file=sys.stderr, flush=True)

@@ -78,7 +78,8 @@ def test_imports_run_one_way(path: Path) -> None:
     if name.startswith("aligner.recipes"):
         assert not {n for n in ours if n.startswith("aligner.executors")}
     elif name.startswith("aligner.executors"):
-        assert all(n.startswith("aligner.executors") for n in ours), "an executor knows no recipe and no trainer"
+        theirs = {n for n in ours if not n.startswith(("aligner.executors", "aligner.errors"))}
+        assert not theirs, "an executor knows no recipe and no trainer"
     elif name not in TOPS:
         assert not {n for n in ours if n.startswith(("aligner.recipes", "aligner.executors"))}
 
@@ -94,7 +95,7 @@ def test_only_one_file_changes_other_peoples_code() -> None:
             for node in ast.walk(tree)
             if isinstance(node, ast.Import | ast.ImportFrom)
             for name in node.names
-        }
+        } - {"sys"}  # whose hooks are there to be set
         for node in ast.walk(tree):
             targets = node.targets if isinstance(node, ast.Assign) else []
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr":

@@ -79,6 +79,7 @@ from aligner import checkpoints
 
 run, step, inside = Path(sys.argv[4]), 0, 0
 for moment in range(moments):
+    left = set((run / "checkpoints").glob("*.partial"))
     child = os.fork()
     if not child:
         os.setsid()
@@ -86,11 +87,13 @@ for moment in range(moments):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         fdl.build(ZlibJSONSerializer().deserialize(job))()
         os._exit(0)
+    while os.getpgid(child) != child:
+        time.sleep(0.001)
     # Half of them wherever they fall, half as soon as a checkpoint is being written or removed.
-    deadline = time.monotonic() + draw.uniform(0.5, 6)
     look = draw.random() < 0.5
+    deadline = time.monotonic() + (30 if look else draw.uniform(0.2, 8))
     while time.monotonic() < deadline:
-        if look and any((run / "checkpoints").glob("*.partial")) and time.monotonic() > deadline - 5:
+        if look and set((run / "checkpoints").glob("*.partial")) - left:
             time.sleep(draw.uniform(0, 0.2))
             break
         time.sleep(0.002)
@@ -120,4 +123,4 @@ def test_kills_at_a_hundred_random_moments_lose_no_checkpoint(tiny: Callable[...
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-3000:]
     steps, inside = (int(word) for word in done.stdout.splitlines()[-1].split()[1::2])
-    assert steps > 100 and inside >= 10, "it made progress all the while, and kills fell into saving, too"
+    assert steps > 50 and inside >= 20, "it made progress all the while, and kills fell into saving, too"

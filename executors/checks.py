@@ -1,0 +1,215 @@
+"""What is refused before anything is submitted: names, recipes that cannot be shipped, clusters that do not answer."""
+
+import contextlib
+import difflib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import fiddle as fdl
+import nemo_run as run
+from nemo_run.config import get_nemorun_home
+from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
+
+from aligner.errors import ConfigError
+
+
+def not_in_a_job() -> None:
+    """See that this is not a job that imports the script which launched it; it would launch it again, and so on.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if "__external_main__" in sys.modules:
+        raise ConfigError('launch: is called when the script is imported; put it below `if __name__ == "__main__":`')
+
+
+def recipes(name: str, stages: Mapping[str, run.Partial], executor: run.Executor) -> None:
+    """See that NeMo-Run can make files and commands of the names, and that the recipes can be shipped and have room.
+
+    Raises:
+        ConfigError: it would break on one.
+    """
+    if not stages:
+        raise ConfigError("stages: there are none")
+    for title in (name, *stages):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", title):
+            raise ConfigError(
+                f"{title!r} cannot name a job; use up to 100 letters, digits, '_', '.' and '-', and begin with one of "
+                "the first two"
+            )
+        if title.startswith("nemo_run"):
+            raise ConfigError(f"{title!r} cannot name a job; NeMo-Run would take it for a folder of its own")
+    for stage, recipe in stages.items():
+        _shippable(stage, recipe)
+        _ranks(stage, recipe, executor)
+
+
+def known_stage(text: str, name: str, stages: list[str]) -> None:
+    """See that a `stage:NAME` names one.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if name not in stages:
+        near = difflib.get_close_matches(name, stages, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{text!r}: there is no such stage{hint} (there are: {', '.join(stages)})")
+
+
+def place(executor: run.Executor, *, detach: bool) -> None:
+    """See that there is something to ship stages to.
+
+    Raises:
+        ConfigError: something is not as it must be; nothing was submitted.
+    """
+    home = get_nemorun_home()
+    if re.search(r"\s", home):
+        raise ConfigError(
+            f"NEMORUN_HOME: {home!r}; NeMo-Run writes it into commands without quotes; set it to one without spaces"
+        )
+    if isinstance(executor, run.SlurmExecutor):
+        _slurm(executor)
+    elif detach:
+        raise ConfigError(f"detach: {type(executor).__name__} keeps no jobs without this process; use Slurm")
+    if isinstance(executor, run.DockerExecutor):
+        _docker(executor)
+
+
+# ---- recipes ------------------------------------------------------------------------------------------------------
+
+
+def mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """A recipe with every string in it changed, in place."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, fdl.Buildable):
+        for name, held in list(value.__arguments__.items()):
+            setattr(value, str(name), mapped(held, change))
+    elif isinstance(value, dict):
+        return {key: mapped(held, change) for key, held in value.items()}
+    elif isinstance(value, list | tuple):
+        return type(value)(mapped(held, change) for held in value)
+    return value
+
+
+def _shippable(stage: str, recipe: run.Partial) -> None:
+    """What a job gets is text; not everything can be written down."""
+    serializer = ZlibJSONSerializer()
+    with contextlib.suppress(Exception):
+        if serializer.deserialize(serializer.serialize(recipe)) == recipe:
+            return
+    for path, value in _leaves(recipe, ""):
+        try:
+            alike = serializer.deserialize(serializer.serialize(run.Config(_held, value=value))).value == value
+        except Exception:
+            alike = False
+        if not alike:
+            raise ConfigError(
+                f"stage {stage!r}: {path.lstrip('.')}: {value!r} cannot be shipped to a job; give what it is made of, "
+                "as run.Config or run.Partial of something in a module, or a string in place of a path"
+            )
+    raise ConfigError(f"stage {stage!r}: the recipe cannot be shipped to a job")
+
+
+def _held(value: Any) -> Any:
+    return value
+
+
+def _leaves(value: Any, path: str) -> list[tuple[str, Any]]:
+    if isinstance(value, fdl.Buildable):
+        return [leaf for name, held in value.__arguments__.items() for leaf in _leaves(held, f"{path}.{name}")]
+    if isinstance(value, dict):
+        return [leaf for key, held in value.items() for leaf in _leaves(held, f"{path}[{key!r}]")]
+    if isinstance(value, list | tuple):
+        return [leaf for i, held in enumerate(value) for leaf in _leaves(held, f"{path}[{i}]")]
+    return [(path, value)]
+
+
+def _ranks(stage: str, recipe: run.Partial, executor: run.Executor) -> None:
+    trainer: Any = getattr(recipe, "trainer", None)
+    if trainer is None:
+        return
+    wanted = int(getattr(trainer, "num_nodes", None) or 1), getattr(trainer, "devices", None)
+    given = executor.nnodes(), executor.nproc_per_node()
+    if isinstance(wanted[1], int) and wanted != given:
+        raise ConfigError(
+            f"stage {stage!r}: trainer.num_nodes={wanted[0]} and trainer.devices={wanted[1]}, but the executor starts "
+            f"{given[0]} x {given[1]} processes; make them the same"
+        )
+    start = getattr(getattr(recipe, "resume", None), "start_from", None)
+    if isinstance(start, run.Partial):
+        _ranks(f"{stage}: resume.start_from", start, executor)
+
+
+# ---- places -------------------------------------------------------------------------------------------------------
+
+
+def _slurm(executor: run.SlurmExecutor) -> None:
+    if "/nemo_run" in get_nemorun_home():
+        raise ConfigError(
+            f"NEMORUN_HOME: {get_nemorun_home()!r}; NeMo-Run takes '/nemo_run' in it for the job's own folder; set "
+            "it to another, as ~/.nemo_run"
+        )
+    if isinstance(executor.tunnel, run.LocalTunnel) and shutil.which("sbatch") is None:
+        raise ConfigError("run.executor: this machine has no sbatch; run on a login node, or give ssh=user@host")
+    ask = _asking(executor)
+    if executor.partition is not None:
+        known = ask("sinfo --noheader --format=%R").split()
+        if known and executor.partition not in known:
+            raise ConfigError(
+                f"run.executor.partition: there is no {executor.partition!r}; there are: "
+                f"{', '.join(sorted(set(known)))}"
+            )
+    if executor.container_image is not None and "--container-image" not in ask("srun --help"):
+        raise ConfigError(
+            f"run.executor.container_image: {executor.container_image}, but this Slurm has no pyxis to run containers; "
+            "leave it out, and activate what the job needs by setup=['source venv/bin/activate']"
+        )
+    if isinstance(executor.tunnel, run.LocalTunnel):
+        for mount in executor.container_mounts:
+            folder = mount.split(":")[0]
+            if os.path.isabs(folder) and not Path(folder).exists():
+                raise ConfigError(f"run.executor.container_mounts: {mount}: there is no {folder}")
+
+
+def _asking(executor: run.SlurmExecutor) -> Callable[[str], str]:
+    def ask(command: str) -> str:
+        try:
+            found = executor.tunnel.run(command, warn=True, in_stream=False)
+        except SystemExit:
+            raise ConfigError(f"run.executor.ssh: {executor.tunnel.key} lets nobody in with this key") from None
+        except Exception as error:
+            raise ConfigError(f"run.executor.ssh: {executor.tunnel.key} cannot be reached ({error})") from None
+        if found.return_code and "sinfo" in command:
+            raise ConfigError(f"run.executor: Slurm does not answer: {(found.stderr or found.stdout).strip()}")
+        return f"{found.stdout}{found.stderr}" if "help" in command else found.stdout
+
+    return ask
+
+
+def _docker(executor: run.DockerExecutor) -> None:
+    import docker
+    from docker.errors import DockerException, ImageNotFound
+
+    try:
+        client = docker.from_env()
+        client.ping()
+    except DockerException as error:
+        raise ConfigError(
+            f"run.executor: Docker does not answer ({error}); start it, or set DOCKER_HOST to where it listens"
+        ) from None
+    image = executor.container_image
+    try:
+        client.images.get(image)
+    except ImageNotFound:
+        try:
+            client.images.get_registry_data(image)
+        except DockerException as error:
+            raise ConfigError(
+                f"run.executor.image: {image!r} is neither here (`docker images`) nor in a registry ({error})"
+            ) from None

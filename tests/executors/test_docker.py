@@ -1,0 +1,88 @@
+"""A real dockerd on this machine, with an image that no registry knows: a run in it, what fails in it, what goes on."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dockerd import docker, image
+
+from aligner import executors
+from aligner.errors import ConfigError
+from aligner.watching import read_metrics
+
+Tiny = Callable[..., Any]
+ROOT = str(Path(__file__).parent.parent.parent)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    from nemo_run.config import set_nemorun_home
+
+    home = tmp_path_factory.mktemp("docker")
+    with docker(home / "daemon") as host, pytest.MonkeyPatch.context() as patch, open(os.devnull) as nothing:
+        set_nemorun_home(str(home / "nemorun"))
+        patch.setenv("DOCKER_HOST", host)
+        patch.setattr("sys.stdin", nothing)
+        yield host
+
+
+def in_a_container(host: str, folder: Path, **settings: Any) -> Any:
+    """This machine's programs and Python in an image that has none."""
+    base, prefix = os.path.realpath(sys.base_prefix), sys.prefix
+    mounts = ["/usr", "/etc/hosts", base, prefix, ROOT]
+    return executors.docker(
+        image=settings.pop("image", None) or image(host),
+        volumes=[*(f"{path}:{path}:ro" for path in dict.fromkeys(mounts)), f"{folder}:{folder}"],
+        ulimits=[],  # this machine may raise none
+        shm_size="256m",
+        env_vars={"PATH": f"{prefix}/bin:/usr/bin:/bin", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        **settings,
+    )
+
+
+def test_a_run_in_a_container_goes_on_where_it_was(
+    host: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    executor = in_a_container(host, tmp_path, ranks=2)
+    executors.launch({"inside": tiny("inside", num_gpus_per_node=2)}, executor, name="inside")
+    assert [row["step"] for row in read_metrics(tmp_path / "runs/inside/metrics.csv") if "train/loss" in row] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    longer = tiny("inside", num_gpus_per_node=2)
+    longer.trainer.max_steps = 6
+    executors.launch({"inside": longer}, executor, name="inside")
+    steps = [row["step"] for row in read_metrics(tmp_path / "runs/inside/metrics.csv") if "train/loss" in row]
+    assert steps == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_failure_in_a_container_is_one(
+    host: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    broken = tiny("broken")
+    broken.data.train = str(tmp_path / "none.jsonl")
+    with pytest.raises(
+        executors.JobFailed, match=r"'broken' ended as FAILED \(exit code 1\)(.|\n)*none.jsonl: no such"
+    ):
+        executors.launch({"broken": broken}, in_a_container(host, tmp_path), name="broken")
+
+
+def test_what_docker_has_not_is_refused_at_once(host: str, tiny: Tiny, tmp_path: Path) -> None:
+    executor = in_a_container(host, tmp_path, image="nemo-align-nobody-made-this:1")
+    with pytest.raises(ConfigError, match=r"run.executor.image: 'nemo-align-nobody-made-this:1' is neither here"):
+        executors.launch({"refused": tiny("refused")}, executor, name="refused")
+    with pytest.raises(ConfigError, match=r"run.executor.volumes: /nowhere:/data: there is no /nowhere"):
+        executors.docker(image="x", volumes=["/nowhere:/data"])
+
+
+def test_without_docker_it_is_said(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none")
+    with pytest.raises(ConfigError, match=r"run.executor: Docker does not answer"):
+        executors.launch({"refused": tiny("refused")}, executors.docker(image="x"), name="refused")

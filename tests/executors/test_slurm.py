@@ -1,0 +1,236 @@
+"""A real Slurm of two nodes on this machine: what comes back of a job, what goes back into the queue, what does not.
+
+Needs root and Debian's packages, which are installed where they are missing.
+"""
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nemo_run as run
+import pytest
+from cluster import slurm, wait
+from hand import Slow
+
+from aligner import checkpoints, comparing, executors
+from aligner.errors import ConfigError
+from aligner.watching import read_metrics
+
+Tiny = Callable[..., Any]
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("slurm")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(home: Path) -> Iterator[None]:
+    """Without accounts; where jobs are started from."""
+    from nemo_run.config import set_nemorun_home
+
+    before, set_by = os.getcwd(), {}
+    # NeMo-Run's commands look at standard input, which pytest forbids.
+    with slurm(home / "cluster") as environment, open(os.devnull) as nothing, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", nothing)
+        set_by = {name: os.environ.get(name) for name in environment}
+        os.environ |= environment
+        set_nemorun_home(str(home / "nemorun"))
+        patch.setenv("NEMORUN_HOME_OF_TEST", str(home / "nemorun"))
+        place = home / "from here"
+        place.mkdir()
+        os.chdir(place)
+        yield
+        os.chdir(before)
+        os.environ |= {name: value for name, value in set_by.items() if value is not None}
+    os.environ.pop("SLURM_CONF", None)
+
+
+def on_slurm(**settings: Any) -> run.SlurmExecutor:
+    given: dict[str, Any] = {"account": "tests", "partition": "gpu", "nodes": 2, "gpus_per_node": 1} | settings
+    # Both nodes are this machine.
+    local = {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    tests = str(Path(__file__).parent.parent)
+    return executors.slurm(
+        mem="3000", exclusive=False, env_vars=local, setup=[f"export PYTHONPATH=$PYTHONPATH:{tests}"], **given
+    )
+
+
+def queue() -> dict[str, str]:
+    shown = subprocess.run(["squeue", "-h", "-o", "%i %T"], capture_output=True, text=True, check=True).stdout
+    return {job: state for job, state in map(str.split, shown.splitlines()) if state != "COMPLETING"}
+
+
+def slow(tiny: Tiny, name: str, steps: int, seconds: float) -> Any:
+    recipe = tiny(name, num_nodes=2, held_out=0)
+    recipe.trainer.max_steps, recipe.log.ckpt.every_n_train_steps = steps, 3
+    recipe.optim.lr_scheduler.max_steps = steps
+    recipe.trainer.callbacks = [run.Config(Slow, seconds=seconds)]
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home: Path, tiny_in: Callable[[Path], Tiny]) -> Path:
+    """A run of 12 steps on two nodes, in a folder with a name that needs quotes."""
+    folder = home / "it's größer"
+    folder.mkdir()
+    recipe = slow(tiny_in(folder), "straight", 12, 0.0)
+    identity = executors.launch({"straight": recipe}, on_slurm(), name="straight")
+    (home / "identity").write_text(identity)
+    return folder / "runs/straight"
+
+
+def same_weights(one: Path, other: Path) -> None:
+    newest = [checkpoints.newest(run) for run in (one, other)]
+    assert newest[0] and newest[1]
+    assert comparing.first_difference(*(comparing.read(path) for path in newest if path)) is None
+
+
+def test_a_run_on_two_nodes_comes_back_with_its_log(undisturbed: Path, home: Path, capfd: Any) -> None:
+    assert [row["step"] for row in read_metrics(undisturbed / "metrics.csv")] == list(range(12))
+    identity = (home / "identity").read_text()
+    again = run.Experiment.from_id(identity)
+    with executors.accounting.answered(on_slurm()):
+        (said,) = (again.status(return_dict=True) or {}).values()
+    assert str(said["status"]).endswith("SUCCEEDED")
+    (log,) = Path(said["local_dir"]).glob("log-*.out")
+    lines = log.read_text()
+    assert "\n0: [align] train: 16 of 16 pairs" in lines and "\n1: " in lines
+    # The recipe is kept, and who ran it; no second time.
+    assert (undisturbed / "config.yaml").is_file()
+    assert executors.launch({"straight": _recipe_of(undisturbed)}, on_slurm(), name="straight") == ""
+    assert "has succeeded before" in capfd.readouterr().err
+
+
+def _recipe_of(folder: Path) -> Any:
+    from aligner.context import load_yaml
+
+    return load_yaml(folder / "config.yaml")
+
+
+def in_background(recipe: Any, name: str, **settings: Any) -> tuple[threading.Thread, list[BaseException]]:
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            executors.launch({name: recipe}, on_slurm(**settings), name=name)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread, failed
+
+
+def steps_of(folder: Path) -> int:
+    file = folder / "metrics.csv"
+    return len(read_metrics(file)) if file.is_file() else 0
+
+
+def test_a_job_that_is_put_back_goes_on(undisturbed: Path, tiny: Tiny, tmp_path: Path) -> None:
+    thread, failed = in_background(slow(tiny, "requeued", 12, 0.7), "requeued")
+    wait(lambda: steps_of(tmp_path / "runs/requeued") >= 2, "two steps", 120)
+    (job,) = queue()
+    subprocess.run(["scancel", "--signal=TERM", job], check=True)
+    thread.join(timeout=200)
+    assert not thread.is_alive() and not failed, failed
+    jobs = sorted(path.name for path in (tmp_path / "runs/requeued/provenance").iterdir())
+    assert jobs == ["job-1", "job-2"]
+    same_weights(undisturbed, tmp_path / "runs/requeued")
+
+
+def test_a_time_limit_is_not_an_end(undisturbed: Path, tiny: Tiny, tmp_path: Path) -> None:
+    """Slurm counts in minutes, and may warn half a minute early."""
+    thread, failed = in_background(slow(tiny, "limited", 12, 4.0), "limited", time="00:02:00", warning=60)
+    thread.join(timeout=300)
+    assert not thread.is_alive() and not failed, failed
+    assert len(list((tmp_path / "runs/limited/provenance").iterdir())) >= 2
+    same_weights(undisturbed, tmp_path / "runs/limited")
+
+
+def test_a_failure_is_told_and_what_depends_on_it_never_begins(tiny: Tiny, tmp_path: Path) -> None:
+    broken, later = tiny("broken"), tiny("later")
+    broken.data.train = str(tmp_path / "none.jsonl")
+    later.resume.restore_config = run.Config(_restore(), path="stage:broken")
+    with pytest.raises(executors.JobFailed) as found:
+        executors.launch({"broken": broken, "later": later}, on_slurm(nodes=1), name="chain")
+    said = str(found.value)
+    assert "stage 'broken' ended as FAILED (job " in said and "exit code 1, on n" in said
+    assert "not begun: later" in said
+    assert f"0: RowError: {tmp_path / 'none.jsonl'}: no such file; expected JSON lines" in said
+    assert "all of it: nemo experiment logs chain_" in said
+    assert not (tmp_path / "runs/later").exists()
+
+
+def _restore() -> Any:
+    from nemo.lightning import RestoreConfig
+
+    return RestoreConfig
+
+
+def test_the_code_of_the_job_is_that_of_the_folder_it_is_called_in(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What git knows, with what is not committed yet, before what is installed."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    for room in ("aligner", "recipes", "executors"):
+        shutil.copytree(ROOT / room, repository / room, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.chdir(repository)
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "a")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "a@b")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run(["git", *words], check=True)
+    changed = repository / "aligner/report.py"
+    changed.write_text(changed.read_text().replace('f"{split}: {report}"', 'f"{split}, said anew: {report}"'))
+    (repository / "extra.py").write_text("")
+    executors.launch({"code": tiny("code")}, on_slurm(nodes=1), name="code")
+    said = capsys.readouterr().err
+    assert (
+        "not shipped: extra.py" in said and "shipped as they are, not as they were committed: aligner/report.py" in said
+    )
+    (log,) = (Path(os.environ["NEMORUN_HOME_OF_TEST"]) / "experiments/code").glob("*/code/log-*.out")
+    assert "train, said anew: 16 of 16 pairs" in log.read_text()
+    job = tmp_path / "runs/code/provenance/job-1"
+    assert "said anew" in (job / "code.diff").read_text()
+    assert not subprocess.run(["git", "stash", "list"], capture_output=True, text=True).stdout
+
+
+def test_a_cancelled_job_is_not_a_success(tiny: Tiny, tmp_path: Path) -> None:
+    thread, failed = in_background(slow(tiny, "cancelled", 12, 5.0), "cancelled")
+    wait(lambda: steps_of(tmp_path / "runs/cancelled") >= 1, "a step", 120)
+    (job,) = queue()
+    subprocess.run(["scancel", job], check=True)
+    thread.join(timeout=100)
+    (error,) = failed
+    assert isinstance(error, executors.JobFailed) and "ended as CANCELLED" in str(error)
+
+
+def test_what_the_cluster_has_not_is_refused_at_once(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny("refused")
+
+    def refused(pattern: str, **settings: Any) -> None:
+        with pytest.raises(ConfigError, match=pattern):
+            executors.launch({"refused": recipe}, on_slurm(nodes=1, **settings), name="refused")
+
+    refused(r"run.executor.partition: there is no 'cpu'; there are: gpu", partition="cpu")
+    refused(r"run.executor.container_image: .*has no pyxis", container_image="nemo:25.07")
+    refused(r"not submitted, sbatch says: .*Requested node configuration is not available", sbatch={"gres": "gpu:9"})
+    refused(r"run.executor.ssh: nobody@127.0.0.1 cannot be reached", ssh="nobody@127.0.0.1:9", job_dir="/tmp/x")
+    with pytest.raises(ConfigError, match=r"trainer.num_nodes=1 and .*but the executor starts 2 x 1"):
+        executors.launch({"refused": recipe}, on_slurm(nodes=2), name="refused")
+    assert not queue()
+
+
+def test_a_dry_run_shows_the_script_and_submits_nothing(tiny: Tiny, capfd: Any) -> None:
+    executors.dryrun({"shown": tiny("shown", num_nodes=2)}, on_slurm(), name="shown")
+    found = capfd.readouterr()
+    assert "#SBATCH --nodes=2" in found.out and "#SBATCH --signal=TERM@120" in found.out
+    assert "files of the job: " in found.err and "shown_fn_or_script" in found.err
+    assert not queue()
