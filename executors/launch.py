@@ -54,8 +54,8 @@ def launch(
         return ""
     checks.place(executor, detach=detach)
     if isinstance(executor, run.SlurmExecutor):
-        with accounting.answered(executor):
-            return _run(name, left, executor, detach=detach)
+        accounting.have_answered(executor)
+        return _run(name, left, executor, detach=detach)
     identity = ""
     for stage, recipe in left.items():
         title = f"{name}_{stage}" if len(stages) > 1 else name

@@ -10,14 +10,19 @@ import signal
 import socket
 import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import filelock
 import pytest
 
 PACKAGES = ("munge", "slurm-wlm")
 ACCOUNTS = ("slurmdbd", "mariadb-server-core", "mariadb-client-core")
+HERE = {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+"""Environment of a job whose nodes are all this machine, and whose names nobody resolves."""
 CLUSTER, NODES = "nemotest", 2
 
 
@@ -27,10 +32,12 @@ def need(program: str, *packages: str) -> None:
         return
     if os.geteuid() or not shutil.which("apt-get"):
         pytest.skip(f"{program} is not here, and only root can install {', '.join(packages)} by apt")
-    quiet = {"stdout": subprocess.DEVNULL, "env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}}
-    subprocess.run(["apt-get", "update", "-qq"], check=True, **quiet)
-    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
-    subprocess.run(install, check=True, **quiet)
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}}
+    # Another test may be installing, too.
+    with filelock.FileLock(Path(tempfile.gettempdir()) / "nemo-align-apt.lock"):
+        subprocess.run(["apt-get", "update", "-qq"], check=True, **quiet)
+        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
+        subprocess.run(install, check=True, **quiet)
 
 
 def wait(for_: Callable[[], bool], what: str, seconds: float = 30) -> None:

@@ -14,7 +14,20 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-LONGEST = ("docs", "parallelism", "slurm", "layouts", "kill", "stopping", "resume", "packed", "launch", "cli", "verify")
+LONGEST = (
+    "slurm",
+    "docs",
+    "parallelism",
+    "docker",
+    "layouts",
+    "kill",
+    "stopping",
+    "resume",
+    "packed",
+    "launch",
+    "cli",
+    "verify",
+)
 """Files of tests that take minutes, begun first, so that two workers end together."""
 
 

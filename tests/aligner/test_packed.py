@@ -105,6 +105,7 @@ def test_packed_padded_and_one_by_one_are_the_same(packed: Callable[..., Any], t
         assert differ(tmp_path / "padded", tmp_path / name) < 1e-5, name
 
 
+@pytest.mark.slow
 def test_two_ranks_and_packs_made_ahead_of_time(packed: Callable[..., Any], tmp_path: Path) -> None:
     rows, tokenizer, packs = (str(tmp_path / name) for name in ("rows.jsonl", "tokenizer", "packs"))
     pack_preferences(rows, tokenizer, packs, seq_length=100, pack_size=140)

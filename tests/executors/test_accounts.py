@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import slurm
+from cluster import HERE, slurm
 
 from aligner import executors
 from aligner.executors.accounting import STAND_IN
@@ -24,10 +24,9 @@ def test_a_job_is_followed_by_its_accounts(
         monkeypatch.setattr("sys.stdin", nothing)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        executor = executors.slurm(account="tests", mem="3000", exclusive=False, env_vars={"OMP_NUM_THREADS": "1"})
-        with executors.accounting.answered(executor):
-            assert str(STAND_IN) not in os.environ["PATH"]
+        executor = executors.slurm(account="tests", mem="3000", exclusive=False, env_vars=HERE)
         executors.launch({"short": tiny("short")}, executor, name="short")
+        assert str(STAND_IN) not in os.environ["PATH"]
         assert (tmp_path / "runs/short/launched.json").is_file()
         broken = tiny("broken")
         broken.data.train = str(tmp_path / "none.jsonl")

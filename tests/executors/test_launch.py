@@ -27,23 +27,6 @@ def nemorun_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_nemorun_home(str(tmp_path / "home"))
 
 
-def test_two_ranks_do_the_job_of_one(tiny: Callable[..., Any], tmp_path: Path, execute: Callable[[Any], Path]) -> None:
-    recipe = tiny("two", num_gpus_per_node=2)
-    executors.launch({"two": recipe}, executors.local(ranks=2))
-    one, two = (read_metrics(folder / "metrics.csv") for folder in (execute(tiny("one")), tmp_path / "runs/two"))
-    for a, b in zip(one, two, strict=True):
-        assert a["step"] == b["step"]
-        for name in (
-            "train/loss",
-            "train/consumed_samples",
-            "train/grad_norm",
-            "val/loss",
-            "val/logps_chosen_mean",
-        ):
-            if name in a:
-                assert b[name] == pytest.approx(a[name], rel=1e-4), name
-
-
 def test_a_job_that_fails_is_a_failure_and_later_stages_do_not_start(tiny: Callable[..., Any], tmp_path: Path) -> None:
     broken, later = tiny("broken"), tiny("later")
     broken.data.train = str(tmp_path / "none.jsonl")

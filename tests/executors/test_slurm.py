@@ -13,7 +13,7 @@ from typing import Any
 
 import nemo_run as run
 import pytest
-from cluster import slurm, wait
+from cluster import HERE, slurm, wait
 from hand import Slow
 
 from aligner import checkpoints, comparing, executors
@@ -53,17 +53,17 @@ def cluster(home: Path) -> Iterator[None]:
 
 def on_slurm(**settings: Any) -> run.SlurmExecutor:
     given: dict[str, Any] = {"account": "tests", "partition": "gpu", "nodes": 2, "gpus_per_node": 1} | settings
-    # Both nodes are this machine.
-    local = {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     tests = str(Path(__file__).parent.parent)
     return executors.slurm(
-        mem="3000", exclusive=False, env_vars=local, setup=[f"export PYTHONPATH=$PYTHONPATH:{tests}"], **given
+        mem="3000", exclusive=False, env_vars=HERE, setup=[f"export PYTHONPATH=$PYTHONPATH:{tests}"], **given
     )
 
 
-def queue() -> dict[str, str]:
-    shown = subprocess.run(["squeue", "-h", "-o", "%i %T"], capture_output=True, text=True, check=True).stdout
-    return {job: state for job, state in map(str.split, shown.splitlines()) if state != "COMPLETING"}
+def queue(name: str) -> list[str]:
+    """The jobs of a stage that Slurm has not done with."""
+    shown = subprocess.run(["squeue", "-h", "-o", "%i %T %j"], capture_output=True, text=True, check=True).stdout
+    jobs = [line.split() for line in shown.splitlines()]
+    return [job for job, state, title in jobs if state != "COMPLETING" and title.endswith(f".{name}")]
 
 
 def slow(tiny: Tiny, name: str, steps: int, seconds: float) -> Any:
@@ -85,6 +85,30 @@ def undisturbed(home: Path, tiny_in: Callable[[Path], Tiny]) -> Path:
     return folder / "runs/straight"
 
 
+Background = tuple[threading.Thread, list[BaseException]]
+
+
+def in_background(recipe: Any, name: str, **settings: Any) -> Background:
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            executors.launch({name: recipe}, on_slurm(**settings), name=name)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread, failed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limited(undisturbed: Path, home: Path, tiny_in: Callable[[Path], Tiny]) -> Background:
+    """The same run in jobs of two minutes that are warned after 20 to 50 seconds: Slurm looks twice a minute."""
+    recipe = slow(tiny_in(home), "limited", 12, 3.0)
+    return in_background(recipe, "limited", time="00:02:00", warning=70)
+
+
 def same_weights(one: Path, other: Path) -> None:
     newest = [checkpoints.newest(run) for run in (one, other)]
     assert newest[0] and newest[1]
@@ -95,8 +119,7 @@ def test_a_run_on_two_nodes_comes_back_with_its_log(undisturbed: Path, home: Pat
     assert [row["step"] for row in read_metrics(undisturbed / "metrics.csv")] == list(range(12))
     identity = (home / "identity").read_text()
     again = run.Experiment.from_id(identity)
-    with executors.accounting.answered(on_slurm()):
-        (said,) = (again.status(return_dict=True) or {}).values()
+    (said,) = (again.status(return_dict=True) or {}).values()
     assert str(said["status"]).endswith("SUCCEEDED")
     (log,) = Path(said["local_dir"]).glob("log-*.out")
     lines = log.read_text()
@@ -113,20 +136,6 @@ def _recipe_of(folder: Path) -> Any:
     return load_yaml(folder / "config.yaml")
 
 
-def in_background(recipe: Any, name: str, **settings: Any) -> tuple[threading.Thread, list[BaseException]]:
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            executors.launch({name: recipe}, on_slurm(**settings), name=name)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    return thread, failed
-
-
 def steps_of(folder: Path) -> int:
     file = folder / "metrics.csv"
     return len(read_metrics(file)) if file.is_file() else 0
@@ -135,22 +144,13 @@ def steps_of(folder: Path) -> int:
 def test_a_job_that_is_put_back_goes_on(undisturbed: Path, tiny: Tiny, tmp_path: Path) -> None:
     thread, failed = in_background(slow(tiny, "requeued", 12, 0.7), "requeued")
     wait(lambda: steps_of(tmp_path / "runs/requeued") >= 2, "two steps", 120)
-    (job,) = queue()
+    (job,) = queue("requeued")
     subprocess.run(["scancel", "--signal=TERM", job], check=True)
     thread.join(timeout=200)
     assert not thread.is_alive() and not failed, failed
     jobs = sorted(path.name for path in (tmp_path / "runs/requeued/provenance").iterdir())
     assert jobs == ["job-1", "job-2"]
     same_weights(undisturbed, tmp_path / "runs/requeued")
-
-
-def test_a_time_limit_is_not_an_end(undisturbed: Path, tiny: Tiny, tmp_path: Path) -> None:
-    """Slurm counts in minutes, and may warn half a minute early."""
-    thread, failed = in_background(slow(tiny, "limited", 12, 4.0), "limited", time="00:02:00", warning=60)
-    thread.join(timeout=300)
-    assert not thread.is_alive() and not failed, failed
-    assert len(list((tmp_path / "runs/limited/provenance").iterdir())) >= 2
-    same_weights(undisturbed, tmp_path / "runs/limited")
 
 
 def test_a_failure_is_told_and_what_depends_on_it_never_begins(tiny: Tiny, tmp_path: Path) -> None:
@@ -203,9 +203,9 @@ def test_the_code_of_the_job_is_that_of_the_folder_it_is_called_in(
 
 
 def test_a_cancelled_job_is_not_a_success(tiny: Tiny, tmp_path: Path) -> None:
-    thread, failed = in_background(slow(tiny, "cancelled", 12, 5.0), "cancelled")
+    thread, failed = in_background(slow(tiny, "cancelled", 40, 0.5), "cancelled")
     wait(lambda: steps_of(tmp_path / "runs/cancelled") >= 1, "a step", 120)
-    (job,) = queue()
+    (job,) = queue("cancelled")
     subprocess.run(["scancel", job], check=True)
     thread.join(timeout=100)
     (error,) = failed
@@ -225,7 +225,7 @@ def test_what_the_cluster_has_not_is_refused_at_once(tiny: Tiny, tmp_path: Path)
     refused(r"run.executor.ssh: nobody@127.0.0.1 cannot be reached", ssh="nobody@127.0.0.1:9", job_dir="/tmp/x")
     with pytest.raises(ConfigError, match=r"trainer.num_nodes=1 and .*but the executor starts 2 x 1"):
         executors.launch({"refused": recipe}, on_slurm(nodes=2), name="refused")
-    assert not queue()
+    assert not queue("refused")
 
 
 def test_a_dry_run_shows_the_script_and_submits_nothing(tiny: Tiny, capfd: Any) -> None:
@@ -233,4 +233,12 @@ def test_a_dry_run_shows_the_script_and_submits_nothing(tiny: Tiny, capfd: Any) 
     found = capfd.readouterr()
     assert "#SBATCH --nodes=2" in found.out and "#SBATCH --signal=TERM@120" in found.out
     assert "files of the job: " in found.err and "shown_fn_or_script" in found.err
-    assert not queue()
+    assert not queue("shown")
+
+
+def test_a_time_limit_is_not_an_end(limited: Background, undisturbed: Path, home: Path) -> None:
+    thread, failed = limited
+    thread.join(timeout=300)
+    assert not thread.is_alive() and not failed, failed
+    assert len(list((home / "runs/limited/provenance").iterdir())) >= 2
+    same_weights(undisturbed, home / "runs/limited")
