@@ -58,8 +58,9 @@ def plain_errors() -> None:
         return
 
     def told(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        frames = () if isinstance(error, UserError) else traceback.format_tb(trace)
-        sys.stderr.write("".join([*frames, f"{kind.__name__}: {error}\n"]))
+        user = isinstance(error, UserError)
+        said = [f"{kind.__name__}: {error}\n"] if user else traceback.format_exception(kind, error, trace)
+        sys.stderr.write("".join(said))
 
     sys.excepthook = told
 

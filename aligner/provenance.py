@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import nemo_run as run
 
 from aligner.errors import CheckpointError
+from aligner.secrets import SECRET
 
 if TYPE_CHECKING:
     from aligner.engine import Run
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 FOLDER, RECIPE = "provenance", "config.yaml"
 
 TOLD = re.compile(r"^(NEMO|NEMORUN|SLURM|CUDA|NCCL|NVTE|TORCH|OMP|GLOO|PYTORCH|HF|WANDB|MASTER|RANK|WORLD|LOCAL)(_|$)")
-SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL", re.IGNORECASE)
 
 
 def write(work: Run, settings: dict[str, Any]) -> None:
@@ -55,7 +55,10 @@ def write(work: Run, settings: dict[str, Any]) -> None:
         "ranks": work.trainer.world_size,
         "goes on from": str(work._continued or "") or None,
         "starts from": str(work._start or "") or None,
-        "git": {"commit": commit, "changed": bool(difference)},
+        "git": {
+            "commit": commit,
+            "changed": bool(difference) or os.environ.get("NEMO_ALIGN_SNAPSHOT", commit) != commit,
+        },
         "settings": settings,
         "environment": {k: v for k, v in sorted(os.environ.items()) if TOLD.match(k) and not SECRET.search(k)},
     }

@@ -47,6 +47,7 @@ def recipes(name: str, stages: Mapping[str, run.Partial], executor: run.Executor
     for stage, recipe in stages.items():
         _shippable(stage, recipe)
         _ranks(stage, recipe, executor)
+        _absolute(stage, recipe, executor)
 
 
 def known_stage(text: str, name: str, stages: list[str]) -> None:
@@ -146,6 +147,18 @@ def _ranks(stage: str, recipe: run.Partial, executor: run.Executor) -> None:
         _ranks(f"{stage}: resume.start_from", start, executor)
 
 
+def _absolute(stage: str, recipe: run.Partial, executor: run.Executor) -> None:
+    log: Any = getattr(recipe, "log", None)
+    elsewhere = isinstance(executor, run.SlurmExecutor) and (
+        executor.container_image is not None or not isinstance(executor.tunnel, run.LocalTunnel)
+    )
+    if elsewhere and log is not None and not os.path.isabs(str(log.log_dir)):
+        raise ConfigError(
+            f"stage {stage!r}: log.log_dir: {log.log_dir!r} is relative, and a job in a container or on another "
+            "machine begins in a folder of its own, where the next one would not look; give an absolute one"
+        )
+
+
 # ---- places -------------------------------------------------------------------------------------------------------
 
 
@@ -158,19 +171,21 @@ def _slurm(executor: run.SlurmExecutor) -> None:
     if isinstance(executor.tunnel, run.LocalTunnel) and shutil.which("sbatch") is None:
         raise ConfigError("run.executor: this machine has no sbatch; run on a login node, or give ssh=user@host")
     ask = _asking(executor)
-    if executor.partition is not None:
-        known = ask("sinfo --noheader --format=%R").split()
-        if known and executor.partition not in known:
-            raise ConfigError(
-                f"run.executor.partition: there is no {executor.partition!r}; there are: "
-                f"{', '.join(sorted(set(known)))}"
-            )
+    known = set(ask("sinfo --all --noheader --format=%R").split())
+    missing = set((executor.partition or "").split(",")) - known - {""}
+    if missing:
+        raise ConfigError(
+            f"run.executor.partition: there is no {', '.join(sorted(missing))!r}; there are: {', '.join(sorted(known))}"
+        )
     if executor.container_image is not None and "--container-image" not in ask("srun --help"):
         raise ConfigError(
             f"run.executor.container_image: {executor.container_image}, but this Slurm has no pyxis to run containers; "
             "leave it out, and activate what the job needs by setup=['source venv/bin/activate']"
         )
     if isinstance(executor.tunnel, run.LocalTunnel):
+        image = executor.container_image or ""
+        if image.startswith(("/", "./")) and not Path(image).exists():
+            raise ConfigError(f"run.executor.container_image: there is no {image}")
         for mount in executor.container_mounts:
             folder = mount.split(":")[0]
             if os.path.isabs(folder) and not Path(folder).exists():
@@ -186,7 +201,8 @@ def _asking(executor: run.SlurmExecutor) -> Callable[[str], str]:
         except Exception as error:
             raise ConfigError(f"run.executor.ssh: {executor.tunnel.key} cannot be reached ({error})") from None
         if found.return_code and "sinfo" in command:
-            raise ConfigError(f"run.executor: Slurm does not answer: {(found.stderr or found.stdout).strip()}")
+            said = " ".join((found.stderr or found.stdout).split())
+            raise ConfigError(f"run.executor: Slurm does not answer: {said}")
         return f"{found.stdout}{found.stderr}" if "help" in command else found.stdout
 
     return ask
@@ -194,7 +210,7 @@ def _asking(executor: run.SlurmExecutor) -> Callable[[str], str]:
 
 def _docker(executor: run.DockerExecutor) -> None:
     import docker
-    from docker.errors import DockerException, ImageNotFound
+    from docker.errors import DockerException
 
     try:
         client = docker.from_env()
@@ -206,7 +222,7 @@ def _docker(executor: run.DockerExecutor) -> None:
     image = executor.container_image
     try:
         client.images.get(image)
-    except ImageNotFound:
+    except DockerException:
         try:
             client.images.get_registry_data(image)
         except DockerException as error:

@@ -6,6 +6,7 @@ from typing import Optional
 
 import nemo_run as run
 
+from aligner import secrets
 from aligner.errors import ConfigError
 
 
@@ -33,8 +34,9 @@ def docker(
         env_vars: environment of the job.
 
     Raises:
-        ConfigError: a volume's folder is not there.
+        ConfigError: a volume's folder is not there, or a variable looks like a secret.
     """
+    secrets.refuse(env_vars)
     for volume in volumes or []:
         folder = Path(volume.split(":")[0]).expanduser()
         if folder.is_absolute() and not folder.exists():

@@ -4,6 +4,7 @@ import contextlib
 import re
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,29 @@ def states(experiment: run.Experiment) -> dict[str, str]:
     return {stage: str(said.get("status", "UNKNOWN")).rsplit(".", 1)[-1] for stage, said in found.items()}
 
 
+def settled(experiment: run.Experiment, executor: run.Executor) -> dict[str, str]:
+    """The states of all stages once none can change: a job between two of its lives may look like one that ended."""
+    unknown = 0
+    while True:
+        found: dict[str, Any] = experiment.status(return_dict=True) or {}
+        alive = isinstance(executor, run.SlurmExecutor) and any(
+            _fields(executor, said["job_id"]).get("JobState", "") in ALIVE for said in found.values() if said["job_id"]
+        )
+        unknown = unknown + 1 if "UNKNOWN" in states(experiment).values() else 0
+        if not alive and unknown in (0, 12):
+            return states(experiment)
+        time.sleep(5)
+
+
+ALIVE = ("PENDING", "RUNNING", "REQUEUED", "CONFIGURING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "REQUEUE_HOLD")
+
+
+def _fields(executor: run.SlurmExecutor, job: str) -> dict[str, str]:
+    """What Slurm still knows of a job."""
+    found = executor.tunnel.run(f"scontrol --oneliner show job {job}", warn=True, in_stream=False).stdout
+    return dict(re.findall(r"(\w+)=(\S*)", found))
+
+
 def report(stage: str, states: Mapping[str, str], experiment: run.Experiment, executor: run.Executor) -> str:
     """What a user needs to know of a stage that did not succeed."""
     said: dict[str, Any] = (experiment.status(return_dict=True) or {})[stage]
@@ -61,8 +85,7 @@ def report(stage: str, states: Mapping[str, str], experiment: run.Experiment, ex
 
 def _slurm(executor: run.SlurmExecutor, job: str) -> str:
     """Node and exit code of a job, as Slurm still knows them."""
-    found = executor.tunnel.run(f"scontrol --oneliner show job {job}", warn=True).stdout
-    fields = dict(re.findall(r"(\w+)=(\S*)", found))
+    fields = _fields(executor, job)
     if not fields:
         return f" (job {job})"
     code, _, signal = fields.get("ExitCode", "").partition(":")

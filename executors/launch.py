@@ -8,6 +8,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ def launch(
         JobFailed: a stage failed; the message says where, how, and what it said last.
     """
     checks.not_in_a_job()
-    stages = {stage: _wired(copy.deepcopy(recipe), stages) for stage, recipe in stages.items()}
+    stages = _wired(stages)
     checks.recipes(name, stages, executor)
     left = _left(stages)
     for stage in stages.keys() - left.keys():
@@ -54,7 +55,7 @@ def launch(
         return ""
     checks.place(executor, detach=detach)
     if isinstance(executor, run.SlurmExecutor):
-        accounting.have_answered(executor)
+        accounting.have_answered(executor, detach=detach)
         return _run(name, left, executor, detach=detach)
     identity = ""
     for stage, recipe in left.items():
@@ -70,21 +71,31 @@ def dryrun(stages: Mapping[str, run.Partial], executor: run.Executor, *, name: s
     Raises:
         ConfigError: see `launch`.
     """
-    stages = {stage: _wired(copy.deepcopy(recipe), stages) for stage, recipe in stages.items()}
+    stages = _wired(stages)
     checks.recipes(name, stages, executor)
     with _experiment(name, stages, executor) as experiment:
-        experiment.dryrun(delete_exp_dir=False)
-        shipped = sorted(p.name for p in Path(experiment._exp_dir).rglob("*") if p.is_file() and "code" not in p.parts)
-        _tell(f"files of the job: {', '.join(shipped)}")
+        folder = Path(experiment._exp_dir)
+        experiment.dryrun(log=not isinstance(executor, run.SlurmExecutor), delete_exp_dir=False)
+        for script in sorted(folder.glob("*_sbatch.sh")):
+            print(script.read_text())
+        shipped = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "code" not in p.parts)
+        code = sum(p.is_file() for p in folder.glob("*/code/**/*"))
+        _tell(f"files of the job: {', '.join(shipped)}; and {code} of the code")
+        shutil.rmtree(folder)
     checks.place(executor, detach=False)
 
 
 def _run(name: str, stages: Mapping[str, run.Partial], executor: run.Executor, *, detach: bool) -> str:
     with _experiment(name, stages, executor) as experiment, failures.of_submission():
-        experiment.run(detach=detach)
+        try:
+            experiment.run(detach=detach)
+        except BaseException:
+            for job in experiment.jobs:  # those before the one that was refused
+                job.cancel(experiment._runner)
+            raise
     if detach:
         return experiment._id
-    states = failures.states(experiment)
+    states = failures.settled(experiment, executor)
     for stage, recipe in stages.items():
         if states[stage] != "SUCCEEDED":
             raise failures.JobFailed(failures.report(stage, states, experiment, executor))
@@ -128,18 +139,19 @@ def folder_of(recipe: run.Partial) -> Path:
     return Path(str(getattr(recipe, "output", None) or "nowhere"))
 
 
-def _wired(recipe: run.Partial, stages: Mapping[str, run.Partial]) -> run.Partial:
-    """A recipe with `stage:NAME` replaced by that stage's folder."""
+def _wired(stages: Mapping[str, run.Partial]) -> dict[str, run.Partial]:
+    """The recipes with `stage:NAME` replaced by the folder of that stage, which must be an earlier one."""
+    found: dict[str, run.Partial] = {}
 
     def path(text: str) -> str:
         if not text.startswith("stage:"):
             return text
         name, slash, rest = text.removeprefix("stage:").partition("/")
-        checks.known_stage(text, name, list(stages))
-        return f"{folder_of(stages[name])}{slash}{rest}"
+        checks.known_stage(text, name, list(found))
+        return f"{folder_of(found[name])}{slash}{rest}"
 
-    found = checks.mapped(recipe, path)
-    assert isinstance(found, run.Partial)
+    for stage, recipe in stages.items():
+        found[stage] = checks.mapped(copy.deepcopy(recipe), path)
     return found
 
 

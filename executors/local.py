@@ -12,6 +12,8 @@ from typing import Any, Optional
 import nemo_run as run
 import psutil
 
+from aligner import secrets
+
 GRACE = 60.0
 """Seconds that processes are left for the step under way and a save. torchrun leaves its ranks 30."""
 
@@ -23,6 +25,7 @@ def local(*, ranks: int = 1, env_vars: Optional[dict[str, str]] = None) -> run.L
         ranks: processes; as many as the recipe's `trainer.devices`.
         env_vars: further environment of the job.
     """
+    secrets.refuse(env_vars)
     # NeMo-Run starts `torchrun` from PATH, which need not be the one beside this Python.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return run.LocalExecutor(

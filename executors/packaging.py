@@ -1,10 +1,13 @@
 """The code that a job runs: what git knows of the folder where it is called, as it stands there, or nothing."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import nemo_run as run
+
+from aligner.errors import ConfigError
 
 
 def code() -> tuple[run.Packager, dict[str, str]]:
@@ -20,15 +23,21 @@ def code() -> tuple[run.Packager, dict[str, str]]:
         _tell(f"not known to git, so not shipped: {_few(new)}; `git add` them if the job needs them")
     # A commit of the tree as it is, which no branch shows and the tree does not notice; empty if nothing changed.
     snapshot = _git("stash", "create", "nemo-align: what a job was shipped") if changed else None
+    if changed and snapshot is None:
+        raise ConfigError(
+            f"run.executor: git cannot record the changes of {_few([line[3:] for line in changed])} "
+            "(`git stash create` fails, as in the middle of a merge, or after `git add -N`); commit them"
+        )
     if snapshot:
         _tell(f"shipped as they are, not as they were committed: {_few([line[3:] for line in changed])}")
     head = _git("rev-parse", "HEAD") or "HEAD"
-    shipped = run.GitArchivePackager(ref=snapshot or head, include_submodules=(Path(_top()) / ".gitmodules").exists())
+    top = _git("rev-parse", "--show-toplevel") or "."
+    shipped = run.GitArchivePackager(
+        ref=snapshot or head,
+        include_submodules=(Path(top) / ".gitmodules").exists(),
+        basepath=shlex.quote(top),  # which NeMo-Run writes into a command as it is
+    )
     return shipped, {"NEMO_ALIGN_COMMIT": head, "NEMO_ALIGN_SNAPSHOT": snapshot or head}
-
-
-def _top() -> str:
-    return _git("rev-parse", "--show-toplevel") or "."
 
 
 def _git(*words: str) -> str | None:

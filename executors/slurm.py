@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 import nemo_run as run
 
+from aligner import secrets
 from aligner.errors import REQUEUE, ConfigError
 from aligner.executors import packaging
 
@@ -18,15 +19,21 @@ PREEMPTED = (REQUEUE, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
 
 # NeMo-Run's script puts a job back into the queue whatever it ended with. One whose data is wrong would fail there
 # again and again, and one that is put back loses its own message; so its `scontrol requeue` is answered here.
-ONLY_IF_TOLD = f"""
-scontrol() {{
+ONLY_IF_TOLD = """
+scontrol() {
   case "$1:$exitcode" in
-    {"|".join(f"requeue:{code}" for code in PREEMPTED)}) ;;
+    CODES) ;;
     requeue:*) echo "[align] not put back into the queue: exit code $exitcode, on $SLURM_JOB_NODELIST"; return 0 ;;
   esac
   command scontrol "$@"
-}}
+}
+trap 'exit ${exitcode:-$?}' EXIT
 """
+
+
+def _codes(launcher: str | None) -> list[int]:
+    """Exit codes of a job that is to come back; the fault-tolerance launcher tells all that went wrong by 1."""
+    return [*PREEMPTED, *([1] if launcher == "ft" else [])]
 
 
 def slurm(
@@ -77,24 +84,14 @@ def slurm(
         ssh: `user@host[:port]` of a login node; None: this machine is one.
         ssh_identity: private key for it.
         job_dir: folder on the cluster for scripts and logs; with `ssh`.
-        launcher: None: srun starts the ranks; "torchrun"; or "ft", NVIDIA's fault-tolerance launcher.
+        launcher: None: srun starts the ranks; "ft": NVIDIA's fault-tolerance launcher on each node, which starts ranks
+            anew that died or hang; it tells all failures alike, so that `retries` alone bounds them.
 
     Raises:
         ConfigError: an argument is not as it must be.
     """
     _check(time, warning, retries, ssh, job_dir, launcher)
     ranks = ranks_per_node or gpus_per_node or 1
-    here = os.getcwd()
-    lines, environment, mounts, arguments = [ONLY_IF_TOLD], _environment(env_vars), list(container_mounts or []), []
-    # Code that was shipped comes before what is installed; relative paths are those of the folder where this is called.
-    packager, names = packaging.code()
-    environment = {"PYTHONPATH": "/nemo_run/code", "PYTHONSAFEPATH": "1"} | names | environment
-    if container_image is not None:
-        mounts.append(f"{here}:{here}")
-        arguments.append(f"--container-workdir={shlex.quote(here)}")
-    elif ssh is None:
-        arguments.append(f"--chdir={shlex.quote(here)}")
-        lines.append(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
     executor = run.SlurmExecutor(
         account=account,
         partition=partition,
@@ -108,20 +105,48 @@ def slurm(
         exclude=exclude,
         mem=mem,
         container_image=container_image,
-        container_mounts=mounts,
-        # A rank that has saved and ended must not have srun kill the others, which are just about to: they have the
-        # 60 s that NeMo-Run's `--wait` leaves them.
-        srun_args=["--label", "--kill-on-bad-exit=0", *arguments],
-        setup_lines="\n".join([*lines, *(setup or [])]),
-        env_vars=environment,
         additional_parameters={"overcommit": True, "kill_on_invalid_dep": "yes", **(sbatch or {})},
         tunnel=_tunnel(ssh, ssh_identity, job_dir),
-        packager=packager,
+        **_surroundings(container_image, container_mounts, env_vars, setup, ssh, launcher),
         launcher=launcher,
         poll_estimated_start_time=False,
     )
     executor.retries = retries
     return executor
+
+
+def _surroundings(
+    image: str | None,
+    container_mounts: list[str] | None,
+    env_vars: dict[str, str] | None,
+    setup: list[str] | None,
+    ssh: str | None,
+    launcher: str | None,
+) -> dict[str, Any]:
+    """Code, folder, environment and script around a job, as arguments of run.SlurmExecutor."""
+    here, (packager, names) = os.getcwd(), packaging.code()
+    environment, mounts, arguments = names | _environment(env_vars), list(container_mounts or []), []
+    lines = [ONLY_IF_TOLD.replace("CODES", "|".join(f"requeue:{code}" for code in _codes(launcher)))]
+    if image is not None:
+        # Python begins in the folder of the code that was shipped, and the image keeps its own PYTHONPATH.
+        mounts += [f"{here}:{here}"] if ssh is None else []
+    elif ssh is None:
+        # What was shipped comes before what is installed; relative paths are those of this folder.
+        shipped = ":".join(filter(None, ["/nemo_run/code", environment.get("PYTHONPATH")]))
+        environment |= {"PYTHONPATH": shipped, "PYTHONSAFEPATH": "1"}
+        arguments.append(f"--chdir={shlex.quote(here)}")
+        lines.append(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
+    return {
+        "packager": packager,
+        "env_vars": environment,
+        "container_mounts": mounts,
+        # An image's own values would come before those that are exported.
+        "container_env": sorted(environment) if image else None,
+        # A rank that has saved and ended must not have srun kill the others, which are just about to: they have the
+        # 60 s that NeMo-Run's `--wait` leaves them.
+        "srun_args": ["--label", "--kill-on-bad-exit=0", *arguments],
+        "setup_lines": "\n".join([*lines, *(setup or [])]),
+    }
 
 
 def _check(time: str, warning: int, retries: int, ssh: str | None, job_dir: str | None, launcher: str | None) -> None:
@@ -133,8 +158,11 @@ def _check(time: str, warning: int, retries: int, ssh: str | None, job_dir: str 
         )
     if ssh is not None and job_dir is None:
         raise ConfigError("run.executor.job_dir: missing; with ssh, name a folder on the cluster for scripts and logs")
-    if launcher not in (None, "torchrun", "ft"):
-        raise ConfigError(f"run.executor.launcher: {launcher!r} is not one of None, torchrun, ft")
+    if launcher not in (None, "ft"):
+        raise ConfigError(
+            f"run.executor.launcher: {launcher!r} is neither None nor ft; srun starts the ranks, and torchrun would "
+            "hide from Slurm that they saved"
+        )
     if launcher == "ft" and retries < 1:
         raise ConfigError("run.executor.retries: 0, and with launcher=ft Slurm would see every failure as a success")
 
@@ -157,12 +185,8 @@ def seconds_of(time: str) -> int:
 
 def _environment(env_vars: dict[str, str] | None) -> dict[str, str]:
     """Variables as NeMo-Run writes them into the script: in capitals and unquoted."""
+    secrets.refuse(env_vars)
     for name, value in (env_vars or {}).items():
-        if re.search(r"TOKEN|SECRET|PASSWORD|API_?KEY", name.upper()):
-            raise ConfigError(
-                f"run.executor.env_vars: {name} looks like a secret, and would be written into the job's script and "
-                "into what is kept of it; export it instead, sbatch passes it on"
-            )
         if name != name.upper():
             raise ConfigError(f"run.executor.env_vars: {name}, but NeMo-Run exports names in capitals only; use setup")
         if "\n" in str(value):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 # Tests run two at a time on as many cores. Threads of a second process would wait for each other in a busy loop, which
 # doubles the time; read by torch when it is first imported, here and in every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# NeMo-Run looks once, when it is imported.
+os.environ["NEMORUN_HOME"] = tempfile.mkdtemp(prefix="nemorun-")
 
 
 LONGEST = (

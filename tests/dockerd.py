@@ -39,6 +39,9 @@ def docker(folder: Path) -> Iterator[str]:
                 answers("docker", "rm", "-f", *left, env=env)
             daemon.terminate()
             daemon.wait(timeout=30)
+            for mount in reversed([line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]):
+                if mount.startswith(f"{folder}/"):
+                    answers("umount", mount)
 
 
 def image(host: str, name: str = "ours:1") -> str:

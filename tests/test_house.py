@@ -78,7 +78,7 @@ def test_imports_run_one_way(path: Path) -> None:
     if name.startswith("aligner.recipes"):
         assert not {n for n in ours if n.startswith("aligner.executors")}
     elif name.startswith("aligner.executors"):
-        theirs = {n for n in ours if not n.startswith(("aligner.executors", "aligner.errors"))}
+        theirs = {n for n in ours if not n.startswith(("aligner.executors", "aligner.errors", "aligner.secrets"))}
         assert not theirs, "an executor knows no recipe and no trainer"
     elif name not in TOPS:
         assert not {n for n in ours if n.startswith(("aligner.recipes", "aligner.executors"))}
@@ -111,7 +111,8 @@ def test_rooms_stay_small() -> None:
         assert len(lines) <= 330, f"{path.name} has {len(lines)} lines"
         for node in ast.walk(ast.parse("\n".join(lines))):
             if isinstance(node, ast.FunctionDef):
-                assert (node.end_lineno or 0) - node.lineno <= 66, f"{path.name}: {node.name}"
+                said = (ast.get_docstring(node) or "").count("\n")
+                assert (node.end_lineno or 0) - node.lineno - said <= 66, f"{path.name}: {node.name}"
 
 
 def test_the_wheel_holds_every_room() -> None:

@@ -4,6 +4,7 @@ Needs root and Debian's packages, which are installed where they are missing.
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import threading
@@ -22,6 +23,7 @@ from aligner.watching import read_metrics
 
 Tiny = Callable[..., Any]
 ROOT = Path(__file__).parent.parent.parent
+STEPS = 16
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,11 @@ def on_slurm(**settings: Any) -> run.SlurmExecutor:
     given: dict[str, Any] = {"account": "tests", "partition": "gpu", "nodes": 2, "gpus_per_node": 1} | settings
     tests = str(Path(__file__).parent.parent)
     return executors.slurm(
-        mem="3000", exclusive=False, env_vars=HERE, setup=[f"export PYTHONPATH=$PYTHONPATH:{tests}"], **given
+        mem="3000",
+        exclusive=False,
+        env_vars=HERE,
+        setup=[f"export PYTHONPATH=$PYTHONPATH:{shlex.quote(tests)}"],
+        **given,
     )
 
 
@@ -79,7 +85,7 @@ def undisturbed(home: Path, tiny_in: Callable[[Path], Tiny]) -> Path:
     """A run of 12 steps on two nodes, in a folder with a name that needs quotes."""
     folder = home / "it's größer"
     folder.mkdir()
-    recipe = slow(tiny_in(folder), "straight", 12, 0.0)
+    recipe = slow(tiny_in(folder), "straight", STEPS, 0.0)
     identity = executors.launch({"straight": recipe}, on_slurm(), name="straight")
     (home / "identity").write_text(identity)
     return folder / "runs/straight"
@@ -104,9 +110,9 @@ def in_background(recipe: Any, name: str, **settings: Any) -> Background:
 
 @pytest.fixture(scope="module", autouse=True)
 def limited(undisturbed: Path, home: Path, tiny_in: Callable[[Path], Tiny]) -> Background:
-    """The same run in jobs of two minutes that are warned after 20 to 50 seconds: Slurm looks twice a minute."""
-    recipe = slow(tiny_in(home), "limited", 12, 3.0)
-    return in_background(recipe, "limited", time="00:02:00", warning=70)
+    """The same run in jobs of two minutes that are warned after 30 to 60 seconds: Slurm looks twice a minute."""
+    recipe = slow(tiny_in(home), "limited", STEPS, 3.0)
+    return in_background(recipe, "limited", time="00:02:00", warning=60)
 
 
 def same_weights(one: Path, other: Path) -> None:
@@ -116,7 +122,7 @@ def same_weights(one: Path, other: Path) -> None:
 
 
 def test_a_run_on_two_nodes_comes_back_with_its_log(undisturbed: Path, home: Path, capfd: Any) -> None:
-    assert [row["step"] for row in read_metrics(undisturbed / "metrics.csv")] == list(range(12))
+    assert [row["step"] for row in read_metrics(undisturbed / "metrics.csv")] == list(range(STEPS))
     identity = (home / "identity").read_text()
     again = run.Experiment.from_id(identity)
     (said,) = (again.status(return_dict=True) or {}).values()
@@ -142,10 +148,10 @@ def steps_of(folder: Path) -> int:
 
 
 def test_a_job_that_is_put_back_goes_on(undisturbed: Path, tiny: Tiny, tmp_path: Path) -> None:
-    thread, failed = in_background(slow(tiny, "requeued", 12, 0.7), "requeued")
+    thread, failed = in_background(slow(tiny, "requeued", STEPS, 0.7), "requeued")
     wait(lambda: steps_of(tmp_path / "runs/requeued") >= 2, "two steps", 120)
     (job,) = queue("requeued")
-    subprocess.run(["scancel", "--signal=TERM", job], check=True)
+    subprocess.run(["scontrol", "requeue", job], check=True)
     thread.join(timeout=200)
     assert not thread.is_alive() and not failed, failed
     jobs = sorted(path.name for path in (tmp_path / "runs/requeued/provenance").iterdir())
