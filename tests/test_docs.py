@@ -125,6 +125,15 @@ def test_the_python_of_the_docs_runs(page: str, block: str, demo: tuple[Path, st
     assert trained == list(range(20))
 
 
+@pytest.mark.parametrize("block", [b for _, b in blocks("python") if "__main__" in b and "executors.launch(" in b])
+def test_stages_of_the_docs_follow_each_other(block: str, demo: tuple[Path, str]) -> None:
+    folder, _ = demo
+    execute(block, folder)
+    sft, dpo = (read_metrics(folder / f"runs/short_{stage}/metrics.csv") for stage in ("sft", "dpo"))
+    assert sft[-1]["train/loss"] < sft[0]["train/loss"]
+    assert dpo[0]["val/loss"] == pytest.approx(0.6931471806, abs=1e-6)
+
+
 def test_packs_of_the_docs_are_made_as_their_run_wants_them() -> None:
     from aligner.recipes import smollm2_135m
 

@@ -1,6 +1,6 @@
 """Other losses, references and adapters on two ranks, against one: same weights, same rows, same losses.
 
-Every way to divide a model, for DPO, padded and packed, is in test_parallelism.py.
+Every way to divide a model, for DPO, is in test_parallelism.py, and so is a run that moves between layouts.
 """
 
 from collections import Counter
@@ -14,6 +14,7 @@ from launching import forked
 
 from aligner.watching import read_metrics
 
+pytestmark = pytest.mark.slow
 LAYOUTS = {
     "data": {},
     "tensor": {"tensor_model_parallel_size": 2},

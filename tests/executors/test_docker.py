@@ -1,15 +1,19 @@
 """A real dockerd on this machine, with an image that no registry knows: a run in it, what fails in it, what goes on."""
 
 import os
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nemo_run as run
 import pytest
+from cluster import wait
 from dockerd import docker, image
 
-from aligner import executors
+from aligner import checkpoints, executors
 from aligner.errors import ConfigError
 from aligner.watching import read_metrics
 
@@ -72,6 +76,34 @@ def test_a_failure_in_a_container_is_one(
         executors.JobFailed, match=r"'broken' ended as FAILED \(exit code 1\)(.|\n)*none.jsonl: no such"
     ):
         executors.launch({"broken": broken}, in_a_container(host, tmp_path), name="broken")
+
+
+def test_a_container_is_cancelled_from_another_process(
+    host: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = tiny("endless")
+    recipe.trainer.max_steps = 100_000
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            executors.launch({"endless": recipe}, in_a_container(host, tmp_path), name="endless")
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait((tmp_path / "runs/endless/checkpoints/step=4").exists, "a checkpoint", 120)
+    run.Experiment.from_title("endless").cancel("endless")
+    thread.join(timeout=60)
+    (error,) = failed
+    assert isinstance(error, executors.JobFailed) and "stage 'endless' ended as" in str(error)
+    assert checkpoints.newest(tmp_path / "runs/endless") is not None
+    shown = subprocess.run(
+        ["docker", "ps", "-q"], capture_output=True, text=True, env=os.environ | {"DOCKER_HOST": host}
+    )
+    assert not shown.stdout.split()
 
 
 def test_what_docker_has_not_is_refused_at_once(host: str, tiny: Tiny, tmp_path: Path) -> None:
