@@ -59,7 +59,9 @@ def known_stage(text: str, name: str, stages: list[str]) -> None:
     if name not in stages:
         near = difflib.get_close_matches(name, stages, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{text!r}: there is no such stage{hint} (there are: {', '.join(stages)})")
+        raise ConfigError(
+            f"{text!r}: there is no such stage before this one{hint}; there are: {', '.join(stages) or 'none'}"
+        )
 
 
 def place(executor: run.Executor, *, detach: bool) -> None:

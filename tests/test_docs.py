@@ -70,17 +70,6 @@ def execute(block: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("block", [b for _, b in blocks("python") if "run.Experiment(" in b])
-def test_one_experiment_trains_both_stages(block: str, tmp_path: Path) -> None:
-    execute(block, tmp_path)
-    sft, dpo = (read_metrics(tmp_path / f"runs/sums_{stage}/metrics.csv") for stage in ("sft", "dpo"))
-    assert sft[-1]["train/loss"] < sft[0]["train/loss"]
-    assert dpo[0]["val/loss"] == pytest.approx(0.6931471806, abs=1e-6)
-    assert len([row for row in dpo if "train/loss" in row]) == 20
-    # The second stage began with what the first one made, not with random weights: 3 nats a digit and more.
-    assert dpo[0]["val/logps_chosen_mean"] > -8
-
-
 def test_two_commands_train_both_stages_and_adapters_on_them(tmp_path: Path) -> None:
     """The README's own lines, shortened to 10 steps."""
     lines = [words for _, words in commands() if any("sums_" in word for word in words)]

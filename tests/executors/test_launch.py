@@ -65,7 +65,10 @@ def test_a_stage_begins_with_what_the_one_before_made_and_none_is_made_twice(
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ({"a": {"resume.restore_config": "stage:b"}}, r"'stage:b': there is no such stage \(there are: a\)"),
+        (
+            {"a": {"resume.restore_config": "stage:b"}},
+            r"'stage:b': there is no such stage before this one; there are: none",
+        ),
         ({"dpo llama/8b": {}}, "cannot name a job"),
         ({"nemo_run": {}}, "would take it for a folder of its own"),
         ({"a": {"trainer.devices": 3}}, r"trainer.devices=3, but the executor starts 1 x 1"),
