@@ -18,7 +18,7 @@ def recipe(folder: Path, name: str, model: str, steps: int, every: int) -> Any:
     """A DPO run of all weights on sums, so that no data need be at hand."""
     from aligner import recipes, smollm2, toy
 
-    train = toy.arithmetic(str(folder / "data"), split="train", rows=512)
+    train = toy.arithmetic(str(folder / "data"), split="train", rows=64)
     if model == "tiny":
         made = recipes.tiny_llama.dpo_recipe(dir=str(folder / "runs"), name=name, train=train)
         made.resume.start_from = None
