@@ -139,10 +139,6 @@ class Run:
         return Objective(loss=self.loss, preference_weight=self.preference_weight, sft_weight=self.sft_weight)
 
     @property
-    def _interleaved(self) -> bool:
-        return self.strategy.virtual_pipeline_model_parallel_size is not None
-
-    @property
     def _deterministic(self) -> Any:
         # torch's own flag may be left of another run.
         return getattr(self.trainer.__io__, "deterministic", None)
@@ -246,7 +242,8 @@ class Run:
         """Tie model, data, loggers and checkpoints to the trainer."""
         trainer, model = self.trainer, self.model
         reference = self.reference if self.objective.needs_reference else None
-        reductions = attach(model, self.objective, interleaved=self._interleaved)
+        interleaved = self.strategy.virtual_pipeline_model_parallel_size is not None
+        reductions = attach(model, self.objective, interleaved=interleaved)
         limits = self.limits or Limits()
         health = Health(self.data, reductions["train"], self.checkpoint, spike=limits.spike)
         watch = Watch(

@@ -172,14 +172,17 @@ def _slurm(executor: run.SlurmExecutor) -> None:
         )
     if isinstance(executor.tunnel, run.LocalTunnel) and shutil.which("sbatch") is None:
         raise ConfigError("run.executor: this machine has no sbatch; run on a login node, or give ssh=user@host")
-    ask = _asking(executor)
-    known = set(ask("sinfo --all --noheader --format=%R").split())
+    partitions = _asked(executor, "sinfo --all --noheader --format=%R")
+    if partitions.return_code:
+        said = " ".join((partitions.stderr or partitions.stdout).split())
+        raise ConfigError(f"run.executor: Slurm does not answer: {said}")
+    known = set(partitions.stdout.split())
     missing = set((executor.partition or "").split(",")) - known - {""}
     if missing:
         raise ConfigError(
             f"run.executor.partition: there is no {', '.join(sorted(missing))!r}; there are: {', '.join(sorted(known))}"
         )
-    if executor.container_image is not None and "--container-image" not in ask("srun --help"):
+    if executor.container_image is not None and "--container-image" not in _asked(executor, "srun --help 2>&1").stdout:
         raise ConfigError(
             f"run.executor.container_image: {executor.container_image}, but this Slurm has no pyxis to run containers; "
             "leave it out, and activate what the job needs by setup=['source venv/bin/activate']"
@@ -194,20 +197,14 @@ def _slurm(executor: run.SlurmExecutor) -> None:
                 raise ConfigError(f"run.executor.container_mounts: {mount}: there is no {folder}")
 
 
-def _asking(executor: run.SlurmExecutor) -> Callable[[str], str]:
-    def ask(command: str) -> str:
-        try:
-            found = executor.tunnel.run(command, warn=True, in_stream=False)
-        except SystemExit:
-            raise ConfigError(f"run.executor.ssh: {executor.tunnel.key} lets nobody in with this key") from None
-        except Exception as error:
-            raise ConfigError(f"run.executor.ssh: {executor.tunnel.key} cannot be reached ({error})") from None
-        if found.return_code and "sinfo" in command:
-            said = " ".join((found.stderr or found.stdout).split())
-            raise ConfigError(f"run.executor: Slurm does not answer: {said}")
-        return f"{found.stdout}{found.stderr}" if "help" in command else found.stdout
-
-    return ask
+def _asked(executor: run.SlurmExecutor, command: str) -> Any:
+    """What a command says on the cluster."""
+    try:
+        return executor.tunnel.run(command, warn=True, in_stream=False)
+    except SystemExit:
+        raise ConfigError(f"run.executor.ssh: {executor.tunnel.key} lets nobody in with this key") from None
+    except Exception as error:
+        raise ConfigError(f"run.executor.ssh: {executor.tunnel.key} cannot be reached ({error})") from None
 
 
 def _docker(executor: run.DockerExecutor) -> None:

@@ -36,27 +36,30 @@ def of_submission() -> Iterator[None]:
         raise ConfigError(f"run.executor: not submitted: {error}") from None
 
 
-def states(experiment: run.Experiment) -> dict[str, str]:
-    """The state of every stage, as `SUCCEEDED`."""
-    found: dict[str, Any] = experiment.status(return_dict=True) or {}
-    return {stage: str(said.get("status", "UNKNOWN")).rsplit(".", 1)[-1] for stage, said in found.items()}
+ALIVE = ("PENDING", "RUNNING", "REQUEUED", "CONFIGURING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "REQUEUE_HOLD")
+"""States in which Slurm has not done with a job."""
+
+Found = Mapping[str, Mapping[str, Any]]
+"""What NeMo-Run says of each stage: its status, job, folder."""
 
 
-def settled(experiment: run.Experiment, executor: run.Executor) -> dict[str, str]:
-    """The states of all stages once none can change: a job between two of its lives may look like one that ended."""
+def state(said: Mapping[str, Any]) -> str:
+    """The state of a stage, as `SUCCEEDED`."""
+    return str(said.get("status", "UNKNOWN")).rsplit(".", 1)[-1]
+
+
+def settled(experiment: run.Experiment, executor: run.Executor) -> Found:
+    """What is said of all stages once none can change: a job between two of its lives may look like one that ended."""
     unknown = 0
     while True:
-        found: dict[str, Any] = experiment.status(return_dict=True) or {}
+        found: Found = experiment.status(return_dict=True) or {}
         alive = isinstance(executor, run.SlurmExecutor) and any(
             _fields(executor, said["job_id"]).get("JobState", "") in ALIVE for said in found.values() if said["job_id"]
         )
-        unknown = unknown + 1 if "UNKNOWN" in states(experiment).values() else 0
+        unknown = unknown + 1 if "UNKNOWN" in map(state, found.values()) else 0
         if not alive and unknown in (0, 12):
-            return states(experiment)
+            return found
         time.sleep(5)
-
-
-ALIVE = ("PENDING", "RUNNING", "REQUEUED", "CONFIGURING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "REQUEUE_HOLD")
 
 
 def _fields(executor: run.SlurmExecutor, job: str) -> dict[str, str]:
@@ -65,9 +68,9 @@ def _fields(executor: run.SlurmExecutor, job: str) -> dict[str, str]:
     return dict(re.findall(r"(\w+)=(\S*)", found))
 
 
-def report(stage: str, states: Mapping[str, str], experiment: run.Experiment, executor: run.Executor) -> str:
+def report(stage: str, found: Found, experiment: run.Experiment, executor: run.Executor) -> str:
     """What a user needs to know of a stage that did not succeed."""
-    said: dict[str, Any] = (experiment.status(return_dict=True) or {})[stage]
+    said, states = found[stage], {name: state(each) for name, each in found.items()}
     folder = Path(said["local_dir"])
     how = _slurm(executor, said["job_id"]) if isinstance(executor, run.SlurmExecutor) else _here(folder)
     lines = [f"stage {stage!r} ended as {states[stage]}{how}"]

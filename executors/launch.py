@@ -9,7 +9,6 @@ import copy
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
 from aligner.executors import accounting, checks, failures
 from aligner.executors.local import ended_with_us
+from aligner.executors.telling import tell
 
 LAUNCHED = "launched.json"
 """In the folder of a stage that succeeded: which recipe did."""
@@ -50,7 +50,7 @@ def launch(
     checks.recipes(name, stages, executor)
     left = _left(stages)
     for stage in stages.keys() - left.keys():
-        _tell(f"stage {stage} has succeeded before: {folder_of(stages[stage])}")
+        tell(f"stage {stage} has succeeded before: {folder_of(stages[stage])}")
     if not left:
         return ""
     checks.place(executor, detach=detach)
@@ -80,7 +80,7 @@ def dryrun(stages: Mapping[str, run.Partial], executor: run.Executor, *, name: s
             print(script.read_text())
         shipped = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "code" not in p.parts)
         code = sum(p.is_file() for p in folder.glob("*/code/**/*"))
-        _tell(f"files of the job: {', '.join(shipped)}; and {code} of the code")
+        tell(f"files of the job: {', '.join(shipped)}; and {code} of the code")
         shutil.rmtree(folder)
     checks.place(executor, detach=False)
 
@@ -95,10 +95,10 @@ def _run(name: str, stages: Mapping[str, run.Partial], executor: run.Executor, *
             raise
     if detach:
         return experiment._id
-    states = failures.settled(experiment, executor)
+    found = failures.settled(experiment, executor)
     for stage, recipe in stages.items():
-        if states[stage] != "SUCCEEDED":
-            raise failures.JobFailed(failures.report(stage, states, experiment, executor))
+        if failures.state(found[stage]) != "SUCCEEDED":
+            raise failures.JobFailed(failures.report(stage, found, experiment, executor))
         with contextlib.suppress(OSError):  # another machine's folder
             (folder_of(recipe) / LAUNCHED).write_text(json.dumps({"recipe": _identity(recipe)}))
     return experiment._id
@@ -153,7 +153,3 @@ def _wired(stages: Mapping[str, run.Partial]) -> dict[str, run.Partial]:
     for stage, recipe in stages.items():
         found[stage] = checks.mapped(copy.deepcopy(recipe), path)
     return found
-
-
-def _tell(message: str) -> None:
-    print(f"[align] {message}", file=sys.stderr, flush=True)

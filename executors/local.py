@@ -13,7 +13,9 @@ import nemo_run as run
 import psutil
 
 from aligner import secrets
+from aligner.executors.telling import tell
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 60.0
 """Seconds that processes are left for the step under way and a save. torchrun leaves its ranks 30."""
 
@@ -50,7 +52,7 @@ def ended_with_us() -> Iterator[None]:
     def end(number: int, _: Any) -> None:
         for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)
-        print("[align] ends its jobs, which save first", file=sys.stderr, flush=True)
+        tell("ends its jobs, which save first")
         started = [process for process in us.children() if process.pid not in there]
         family = [*started, *(p for process in started for p in process.children(recursive=True))]
         for process in started:
@@ -67,6 +69,3 @@ def ended_with_us() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -2,12 +2,12 @@
 
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import nemo_run as run
 
 from aligner.errors import ConfigError
+from aligner.executors.telling import tell
 
 
 def code() -> tuple[run.Packager, dict[str, str]]:
@@ -20,7 +20,7 @@ def code() -> tuple[run.Packager, dict[str, str]]:
     changed = (_git("status", "--porcelain", "--untracked-files=no") or "").splitlines()
     new = (_git("ls-files", "--others", "--exclude-standard", "--full-name", "*.py") or "").splitlines()
     if new:
-        _tell(f"not known to git, so not shipped: {_few(new)}; `git add` them if the job needs them")
+        tell(f"not known to git, so not shipped: {_few(new)}; `git add` them if the job needs them")
     # A commit of the tree as it is, which no branch shows and the tree does not notice; empty if nothing changed.
     snapshot = _git("stash", "create", "nemo-align: what a job was shipped") if changed else None
     if changed and snapshot is None:
@@ -29,7 +29,7 @@ def code() -> tuple[run.Packager, dict[str, str]]:
             "(`git stash create` fails, as in the middle of a merge, or after `git add -N`); commit them"
         )
     if snapshot:
-        _tell(f"shipped as they are, not as they were committed: {_few([line[3:] for line in changed])}")
+        tell(f"shipped as they are, not as they were committed: {_few([line[3:] for line in changed])}")
     head = _git("rev-parse", "HEAD") or "HEAD"
     top = _git("rev-parse", "--show-toplevel") or "."
     shipped = run.GitArchivePackager(
@@ -50,7 +50,3 @@ def _git(*words: str) -> str | None:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _tell(message: str) -> None:
-    print(f"[align] {message}", file=sys.stderr, flush=True)

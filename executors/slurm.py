@@ -77,7 +77,7 @@ def slurm(
         exclude: nodes that it must not run on, `n3,n[7-9]`.
         mem: memory of a node, `64G`; "0": all.
         container_image: for pyxis; None: no container, this Python or what `setup` activates.
-        container_mounts: `/data:/data`; the folder where this is called is mounted, too.
+        container_mounts: `/data:/data`; without ssh the folder where this is called is mounted, too.
         setup: lines of bash before the job, `module load ...`, `source venv/bin/activate`.
         env_vars: environment of the job; none of them a secret (sbatch passes on what is exported here).
         sbatch: further flags, `{"qos": "high"}`.

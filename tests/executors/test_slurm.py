@@ -16,6 +16,7 @@ import nemo_run as run
 import pytest
 from cluster import HERE, slurm, wait
 from hand import Slow
+from nemo_run.config import get_nemorun_home
 
 from aligner import checkpoints, comparing, executors
 from aligner.errors import ConfigError
@@ -43,7 +44,6 @@ def cluster(home: Path) -> Iterator[None]:
         set_by = {name: os.environ.get(name) for name in environment}
         os.environ |= environment
         set_nemorun_home(str(home / "nemorun"))
-        patch.setenv("NEMORUN_HOME_OF_TEST", str(home / "nemorun"))
         place = home / "from here"
         place.mkdir()
         os.chdir(place)
@@ -201,7 +201,7 @@ def test_the_code_of_the_job_is_that_of_the_folder_it_is_called_in(
     assert (
         "not shipped: extra.py" in said and "shipped as they are, not as they were committed: aligner/report.py" in said
     )
-    (log,) = (Path(os.environ["NEMORUN_HOME_OF_TEST"]) / "experiments/code").glob("*/code/log-*.out")
+    (log,) = (Path(get_nemorun_home()) / "experiments/code").glob("*/code/log-*.out")
     assert "train, said anew: 16 of 16 pairs" in log.read_text()
     job = tmp_path / "runs/code/provenance/job-1"
     assert "said anew" in (job / "code.diff").read_text()
