@@ -11,6 +11,7 @@ import contextlib
 import copy
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -122,16 +123,17 @@ def _with(config: Any, **changed: Any) -> Any:
 REPLACED = {DotProductAttention: ScaledDotProductAttention, WrappedTorchNorm: Norm}
 
 
-def _replace(spec: Any) -> None:
-    """Put our layers into a specification, in place."""
-    for name, part in list(vars(spec.submodules).items()):
-        if isinstance(part, ModuleSpec) and part.submodules is not None:
-            _replace(part)
-        elif isinstance(part, type) and part in REPLACED:
-            setattr(spec.submodules, name, REPLACED[part])
+def _replace(spec: Any, replaced: Mapping[Any, Any]) -> None:
+    """Put other layers into a specification, in place."""
+    spec.module = replaced.get(spec.module, spec.module)
+    for name, part in list(vars(spec.submodules).items()) if spec.submodules is not None else []:
+        if isinstance(part, ModuleSpec):
+            _replace(part, replaced)
+        elif isinstance(part, type) and part in replaced:
+            setattr(spec.submodules, name, replaced[part])
 
 
-def use_in(config: Any) -> None:
+def use_in(config: Any, replaced: Mapping[Any, Any] = REPLACED) -> None:
     """Have a NeMo GPT config build its layers with these wherever it would take Megatron's own."""
     upstream = config.transformer_layer_spec
 
@@ -145,8 +147,8 @@ def use_in(config: Any) -> None:
             count = get_num_layers_to_build(config, vp_stage)
             spec = TransformerBlockSubmodules(layer_specs=[spec] * count, layer_norm=LayerNormImpl)  # type: ignore[arg-type]
         for layer in spec.layer_specs or []:
-            _replace(layer)
-        spec.layer_norm = REPLACED.get(spec.layer_norm, spec.layer_norm)
+            _replace(layer, replaced)
+        spec.layer_norm = replaced.get(spec.layer_norm, spec.layer_norm)
         return spec
 
     config.transformer_layer_spec = layer_spec

@@ -48,12 +48,6 @@ def arguments(run: Run) -> None:
         )
     if run.optim is None:
         raise ConfigError("optim: is None; give NeMo's MegatronOptimizerModule, as every recipe does")
-    if getattr(run.optim.config, "use_distributed_optimizer", False) and not fused_adam():
-        raise ConfigError(
-            "optim.config.use_distributed_optimizer: True, but neither Transformer Engine nor Apex is here; "
-            "without their Adam, Megatron saves this optimizer and cannot load it. Install transformer-engine "
-            "on a GPU, or set it to False"
-        )
 
 
 def _loss(run: Run) -> None:
@@ -108,13 +102,6 @@ def layout(run: Run) -> None:
     """
     parallel = run.strategy.parallelism
     world = run.trainer.num_nodes * run.trainer.num_devices
-    started = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1)))
-    if world != started:
-        raise ConfigError(
-            f"trainer.devices, trainer.num_nodes: {run.trainer.num_devices} x {run.trainer.num_nodes} = {world} "
-            f"ranks, but {started} were started; launch with an executor of as many ranks, for example "
-            f"run.executor=local run.executor.ranks={world}"
-        )
     context = parallel.context_parallel_size
     cut = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * context
     if world % cut:
@@ -128,23 +115,57 @@ def layout(run: Run) -> None:
     _end_to_end(run)
 
 
-def _end_to_end(run: Run) -> None:
-    """Sequences that lie end to end need an attention that keeps them apart."""
-    data, config = run.data, run.model.config
-    if data.batching not in END_TO_END and not any(map(is_packed, (data.train, data.validation))):
-        return
-    if getattr(config, "attn_logit_softcapping", None):
+def started(run: Run) -> None:
+    """That as many ranks were started as the run is to have.
+
+    Raises:
+        ConfigError: there are others.
+    """
+    world = run.trainer.num_nodes * run.trainer.num_devices
+    started = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1)))
+    if world != started:
         raise ConfigError(
-            f"data.batching: {data.batching} lays sequences end to end, which NeMo's attention for "
-            "model.config.attn_logit_softcapping (Gemma 2) refuses; use data.batching=length_grouped"
+            f"trainer.devices, trainer.num_nodes: {run.trainer.num_devices} x {run.trainer.num_nodes} = {world} "
+            f"ranks, but {started} were started; launch with an executor of as many ranks, for example "
+            f"run.executor=local run.executor.ranks={world}"
         )
+
+
+def machine(run: Run) -> None:
+    """What this machine lacks.
+
+    Raises:
+        ConfigError: the run needs it.
+    """
+    assert run.optim is not None
+    if getattr(run.optim.config, "use_distributed_optimizer", False) and not fused_adam():
+        raise ConfigError(
+            "optim.config.use_distributed_optimizer: True, but neither Transformer Engine nor Apex is here; "
+            "without their Adam, Megatron saves this optimizer and cannot load it. Install transformer-engine "
+            "on a GPU, or set it to False"
+        )
+    data, config = run.data, run.model.config
     asked = special_attention(config)
-    if asked and cpu.no_transformer_engine():
+    if _lies_end_to_end(data) and asked and cpu.no_transformer_engine():
         raise ConfigError(
             f"data.batching: {data.batching} lays sequences end to end, but the model asks for {', '.join(asked)}, "
             "which without Transformer Engine only Megatron's attention for padded batches knows; use "
             "data.batching=length_grouped, or install transformer-engine on a GPU"
         )
+
+
+def _end_to_end(run: Run) -> None:
+    """Sequences that lie end to end need an attention that keeps them apart."""
+    data, config = run.data, run.model.config
+    if _lies_end_to_end(data) and getattr(config, "attn_logit_softcapping", None):
+        raise ConfigError(
+            f"data.batching: {data.batching} lays sequences end to end, which NeMo's attention for "
+            "model.config.attn_logit_softcapping (Gemma 2) refuses; use data.batching=length_grouped"
+        )
+
+
+def _lies_end_to_end(data: AlignDataModule) -> bool:
+    return data.batching in END_TO_END or any(map(is_packed, (data.train, data.validation)))
 
 
 def _batches(data: AlignDataModule, *, data_parallel_size: int) -> None:

@@ -30,6 +30,10 @@ reference, peft, log, optim, resume. run.executor=local run.executor.ranks=2 say
 
 OURS = (
     "align",
+    "self-reward",
+    "generate-responses",
+    "judge-responses",
+    "meta-judge",
     "verify-resume",
     "import-hf",
     "export-hf",
@@ -66,18 +70,41 @@ def _executor(config: Any) -> Callable[[], Any]:
 def _register() -> None:
     import nemo_run as run
 
-    from aligner import console, huggingface, lint, merging, prepacked, provenance, verify
+    from aligner import (
+        console,
+        generation,
+        huggingface,
+        judge,
+        lint,
+        merging,
+        meta_judge,
+        pipeline,
+        prepacked,
+        provenance,
+        verify,
+    )
     from aligner.api import align
     from aligner.context import AlignContext
     from aligner.executors.profiles import KINDS, profiles
     from aligner.recipes import smollm2_135m, tiny_llama
+    from aligner.rounds_context import RoundsContext
 
     console.hush()
     run.cli.entrypoint(align, namespace="llm", help=HELP, run_ctx_cls=AlignContext)
     run.cli.entrypoint(
         verify.verify_resume, name="verify-resume", namespace="llm", help=verify.HELP, run_ctx_cls=verify.VerifyContext
     )
+    run.cli.entrypoint(
+        pipeline.self_reward,
+        name="self-reward",
+        namespace="llm",
+        help=_help("self-reward", pipeline.self_reward),
+        run_ctx_cls=RoundsContext,
+    )
     for name, command in {
+        "generate-responses": generation.generate_responses,
+        "judge-responses": judge.judge_responses,
+        "meta-judge": meta_judge.meta_judge,
         "import-hf": huggingface.import_hf,
         "export-hf": huggingface.export_hf,
         "merge": merging.merge,
@@ -95,7 +122,45 @@ def _register() -> None:
     for name, config in {**{kind: run.Config(make) for kind, make in KINDS.items()}, **profiles()}.items():
         run.cli.factory(_executor(config), target=run.Executor, name=name)
     run.cli.factory(wandb, target=WandbLogger, name="wandb")
+    _register_parts()
     assert smollm2_135m.NAME and tiny_llama.NAME  # their import registers the factories
+
+
+def _register_parts() -> None:
+    """What `engine=...` and `judge=...` may be called."""
+    import nemo_run as run
+
+    from aligner.engines import Engine
+    from aligner.judge import Judge, ModelJudge, Verifier
+    from aligner.servers import Server
+
+    def megatron() -> run.Config[Engine]:
+        from aligner.inference import Megatron
+
+        return run.Config(Megatron)
+
+    def vllm() -> run.Config[Engine]:
+        from aligner.vllm_engine import VLLM
+
+        return run.Config(VLLM)
+
+    def server() -> run.Config[Engine]:
+        return run.Config(Server)
+
+    def model() -> run.Config[Judge]:
+        return run.Config(ModelJudge)
+
+    def self_judge() -> run.Config[ModelJudge]:
+        return run.Config(ModelJudge)
+
+    def verifier() -> run.Config[Judge]:
+        return run.Config(Verifier)
+
+    for make in (megatron, vllm, server):
+        run.cli.factory(make, target=Engine, name=make.__name__)
+    for make in (model, verifier):
+        run.cli.factory(make, target=Judge, name=make.__name__)
+    run.cli.factory(self_judge, target=ModelJudge, name="model")
 
 
 try:

@@ -34,7 +34,7 @@ class AlignContext(RunContext):
             ConfigError: neither factory nor YAML is named, or an argument is not one.
         """
         if self.yaml:
-            return _override(load_yaml(Path(self.yaml)), args)
+            return override(load_yaml(Path(self.yaml)), args)
         if not self.factory:
             raise ConfigError(
                 f"--factory: missing; name a recipe, for example --factory tiny_dpo (there are: {_factories(fn)}), "
@@ -46,24 +46,36 @@ class AlignContext(RunContext):
             if "No matching factory found" not in str(error):
                 raise
             raise ConfigError(f"--factory: there is no {self.factory!r}; there are: {_factories(fn)}") from None
-        return _override(recipe, args)
+        return override(recipe, args)
 
     def _execute_task(self, fn: Any, task_args: list[str]) -> None:
         exports = any((self.to_yaml, self.to_toml, self.to_json))
         if self.executor is None or self.direct or self.repl or exports:
             super()._execute_task(fn, task_args)
+            if self.dryrun and not exports:
+                _rehearse(self.parse_fn(fn, task_args), None)
             return
         from aligner import executors
 
         task = self.parse_fn(fn, task_args)
         run.dryrun_fn(task, executor=self.executor)
-        stages, name = {self.name: task}, str(task.log.name)
+        stages: dict[str, run.Partial] = {self.name: task}
+        name = str(task.log.name if hasattr(task, "log") else Path(task.output).name)
         if self.dryrun:
             executors.dryrun(stages, self.executor, name=name)
+            _rehearse(task, self.executor)
         elif self._should_continue(self.skip_confirmation):
             identity = executors.launch(stages, self.executor, name=name, detach=self.detach)
             if self.detach:
                 print(f"submitted: nemo experiment status {identity}; nemo experiment logs {identity} 0")
+
+
+def _rehearse(recipe: run.Partial, executor: run.Executor | None) -> None:
+    from aligner.api import align
+    from aligner.rehearsal import rehearse
+
+    if recipe.__fn_or_cls__ is align:
+        rehearse(recipe, executor)
 
 
 def _factories(fn: Any) -> str:
@@ -74,7 +86,7 @@ def _factories(fn: Any) -> str:
     return ", ".join(sorted(name for *spaces, name in catalogue.REGISTRY if tuple(spaces) == (space,)))
 
 
-def _override(recipe: run.Partial, args: list[str]) -> run.Partial:
+def override(recipe: run.Partial, args: list[str]) -> run.Partial:
     """Apply `path=value` arguments one by one, so that an error names the one that is wrong.
 
     Raises:

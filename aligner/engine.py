@@ -71,7 +71,9 @@ class Run:
         began = time.monotonic()
         plain_errors()
         checks.arguments(self)
+        checks.started(self)
         checks.layout(self)
+        checks.machine(self)
         with process.kept_environment(), process.clear_errors(self.folder):
             return self._run(began)
 
@@ -99,7 +101,7 @@ class Run:
             raise CheckpointError(f"log.name: another job has just been at work in {self.folder}; run this one again")
         self._compare()
         preemption = self._connect(began)
-        self.strategy.store = process.fresh_store(self.strategy)
+        self.strategy.store = process.fresh_store(self.strategy.cluster_environment)
         status = "failed"
         try:
             with parallel.thin_main(), preemption.listening():

@@ -8,11 +8,13 @@ import gc
 import itertools
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from megatron.core import num_microbatches_calculator, parallel_state
-from nemo.lightning import MegatronStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
 from aligner import checkpoints, kernels
@@ -21,12 +23,12 @@ from aligner.errors import AlignError, CheckpointError
 _runs = itertools.count()
 
 
-def fresh_store(strategy: MegatronStrategy) -> torch.distributed.Store | None:
-    """Where the ranks of this run meet; None for torch's own way, which serves the first run of a process only.
+def fresh_store(cluster: ClusterEnvironment | None) -> torch.distributed.Store | None:
+    """Where ranks meet this time; None for torch's own way, which serves the first meeting of a process only.
 
     A second process group would find the first one's addresses in the launcher's store and wait for ever.
     """
-    number, cluster = next(_runs), strategy.cluster_environment
+    number = next(_runs)
     assert cluster is not None
     if number == 0 or cluster.world_size() == 1:
         return None
@@ -37,6 +39,29 @@ def fresh_store(strategy: MegatronStrategy) -> torch.distributed.Store | None:
     return torch.distributed.TCPStore(
         cluster.main_address, port, cluster.world_size(), is_master=cluster.global_rank() == 0
     )
+
+
+@contextlib.contextmanager
+def together() -> Iterator[bool]:
+    """What one rank does for all, outside of Megatron: it is told True, and at the end the others wait for it.
+
+    If it fails, they do: what they wait in ends when it does.
+    """
+    cluster = next((kind() for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect()), None)
+    if cluster is None or cluster.world_size() == 1:
+        yield True
+        return
+    store = fresh_store(cluster)
+    at: dict[str, Any] = {"store": store} if store is not None else {"init_method": "env://"}
+    if store is None:
+        os.environ |= {"MASTER_ADDR": cluster.main_address, "MASTER_PORT": str(cluster.main_port)}
+    rank, world = cluster.global_rank(), cluster.world_size()
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(days=7), **at)
+    try:
+        yield rank == 0
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 LAUNCHER = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK")

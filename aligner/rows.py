@@ -120,16 +120,14 @@ class Census:
 
 def parse_line(line: str, source: str) -> list[Row]:
     """One line of a file as its rows; `source` is what error messages begin with."""
-    found = _loaded(line, source)
-    if not isinstance(found, dict):
-        raise RowError(f"{source}: expected a JSON object, found {_cut(found)}")
+    found = loaded(line, source)
     if "chosen_response" in found or "rejected_response" in found:
         return [_pair(found, source)]
     for name in ("chosen_reward", "rejected_reward"):
         if found.get(name) is not None:
             raise RowError(f"{source}: has {name!r}, but no 'chosen_response' and 'rejected_response' that it is of")
     if "response" in found:
-        prompt, response = _text(found, "prompt", source), _text(found, "response", source, response=True)
+        prompt, response = text_of(found, "prompt", source), text_of(found, "response", source, response=True)
         return [ResponseRow(source, prompt, response, _preference(found, source))]
     if "messages" in found:
         if found.get("preference") is not None:
@@ -141,9 +139,14 @@ def parse_line(line: str, source: str) -> list[Row]:
     return [_pair(found, source)]
 
 
-def _loaded(line: str, source: str) -> Any:
+def loaded(line: str, source: str) -> dict[str, Any]:
+    """A line as the JSON object that it is.
+
+    Raises:
+        RowError: it is none.
+    """
     try:
-        return json.loads(line)
+        found = json.loads(line)
     except json.JSONDecodeError as error:
         torn = error.msg.startswith("Unterminated") or error.pos >= len(line.rstrip())
         why = "; the line breaks off, as in a file that was cut while it was written or copied" if torn else ""
@@ -156,14 +159,17 @@ def _loaded(line: str, source: str) -> Any:
         raise RowError(
             f"{source}: is nested too deeply to be read; expected one object a line, found {_cut(line)}"
         ) from None
+    if not isinstance(found, dict):
+        raise RowError(f"{source}: expected a JSON object, found {_cut(found)}")
+    return found
 
 
 def _pair(found: dict[str, Any], source: str) -> PreferenceRow:
     row = PreferenceRow(
         source=source,
-        prompt=_text(found, "prompt", source),
-        chosen_response=_text(found, "chosen_response", source, response=True),
-        rejected_response=_text(found, "rejected_response", source, response=True),
+        prompt=text_of(found, "prompt", source),
+        chosen_response=text_of(found, "chosen_response", source, response=True),
+        rejected_response=text_of(found, "rejected_response", source, response=True),
         chosen_reward=_reward(found, "chosen_reward", source),
         rejected_reward=_reward(found, "rejected_reward", source),
     )
@@ -205,7 +211,12 @@ def _preference(found: dict[str, Any], source: str) -> bool | None:
     return known[value]
 
 
-def _text(row: dict[str, Any], key: str, source: str, *, response: bool = False) -> Text:
+def text_of(row: dict[str, Any], key: str, source: str, *, response: bool = False) -> Text:
+    """The prompt or response that a row has under `key`.
+
+    Raises:
+        RowError: it is none.
+    """
     if key not in row:
         raise RowError(
             f"{source}: has no {key!r}; expected {FORMS}; found the keys {', '.join(map(repr, row)) or 'none'}"

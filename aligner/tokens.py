@@ -49,6 +49,24 @@ class ResponseTokenizer:
             raise RowError(f"{source}: the prompt has no tokens, so the first answer token cannot be scored")
         return ids, answers
 
+    def question(self, source: str, prompt: Text) -> list[int]:
+        """The tokens of a prompt that is still to be answered, the same as beside a response.
+
+        Raises:
+            RowError: see `__call__`.
+        """
+        # A template is shown an answer, too, so that what training could not use is refused before it is written.
+        return self(source, prompt, ["a"] if isinstance(prompt, str) else [[{"role": "assistant", "content": "a"}]])[0]
+
+    @property
+    def ends(self) -> set[int]:
+        """Tokens that end an answer: the end of a sequence and, where there is a chat template, of a turn."""
+        found = {self.eos}
+        if self.hf.chat_template:
+            turn = [{"role": "user", "content": "a"}], [[{"role": "assistant", "content": "a"}]]
+            found.add(self("chat template", *turn)[1][0][-1])
+        return found & self.special
+
     def _encode(self, text: str) -> list[int]:
         if self.hf.is_fast:
             # The same tokens without the tenth of a millisecond that wrapping them up takes.

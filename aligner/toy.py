@@ -16,6 +16,7 @@ LARGEST = 19
 """Largest summand."""
 NEAREST = 3
 """How far a wrong answer is off, at least."""
+Split = Literal["train", "validation", "demonstrations", "careless"]
 
 
 def tokenizer() -> object:
@@ -25,17 +26,16 @@ def tokenizer() -> object:
     return AutoTokenizer(str(ASSETS / "tiny_tokenizer"))
 
 
-def arithmetic(dir: str, split: Literal["train", "validation", "demonstrations"], rows: int, seed: int = 7) -> str:
+def arithmetic(
+    dir: str, split: Literal["train", "validation", "demonstrations", "careless"], rows: int, seed: int = 7
+) -> str:
     """Write rows about sums and return the file's path.
 
     "demonstrations" are single answers for a first stage of supervised fine-tuning, right in one case out of two, so
-    that the model learns what answers look like and not which to prefer.
+    that the model learns what answers look like and not which to prefer. "careless" ones forget the carry of the units
+    in three cases out of five: a model that learns from them knows the right answer, and mostly gives the other.
     """
-    sums = [(a, b) for a in range(LARGEST + 1) for b in range(LARGEST + 1)]
-    random.Random(seed).shuffle(sums)
-    held_out = len(sums) // 5
-    draw = random.Random(f"{seed} {split}")
-    pool = sums[:held_out] if split == "validation" else sums[held_out:]
+    pool, draw = _sums(split, seed), random.Random(f"{seed} {split}")
     lines = []
     for _ in range(rows):
         a, b = draw.choice(pool)
@@ -43,6 +43,9 @@ def arithmetic(dir: str, split: Literal["train", "validation", "demonstrations"]
         row: dict[str, object] = {"prompt": f"{a}+{b}="}
         if split == "demonstrations":
             row |= {"response": str(draw.choice([a + b, wrong]))}
+        elif split == "careless":
+            forgotten = a % 10 + b % 10 > 9 and draw.random() < 0.6
+            row |= {"response": str(a + b - 10 * forgotten)}
         else:
             row |= {"chosen_response": str(a + b), "rejected_response": str(wrong)}
             row |= {"chosen_reward": 1.0, "rejected_reward": round(1 - abs(wrong - a - b) / 10, 1)}
@@ -51,3 +54,19 @@ def arithmetic(dir: str, split: Literal["train", "validation", "demonstrations"]
     with written_whole(path) as partial:
         partial.write_text("\n".join(lines) + "\n")
     return str(path)
+
+
+def prompts(dir: str, split: Literal["train", "validation"], seed: int = 7) -> str:
+    """Write every sum of a split once, with its `answer`, and return the file's path."""
+    pool, path = _sums(split, seed), Path(dir).expanduser() / f"sums-{split}-{seed}.jsonl"
+    with written_whole(path) as partial:
+        partial.write_text("".join(json.dumps({"prompt": f"{a}+{b}=", "answer": a + b}) + "\n" for a, b in pool))
+    return str(path)
+
+
+def _sums(split: str, seed: int) -> list[tuple[int, int]]:
+    """The sums of a split; one in five is held out for validation."""
+    sums = [(a, b) for a in range(LARGEST + 1) for b in range(LARGEST + 1)]
+    random.Random(seed).shuffle(sums)
+    held_out = len(sums) // 5
+    return sums[:held_out] if split == "validation" else sums[held_out:]

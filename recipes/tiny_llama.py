@@ -4,13 +4,14 @@ The preference recipes start from `sft_recipe`'s checkpoint, and train that firs
 Both stages together take about a minute on two CPU cores.
 """
 
-from typing import Optional
+from typing import Any, Optional, Union
 
 import nemo_run as run
 
 from aligner import toy
 from aligner.api import align
-from aligner.recipes import methods
+from aligner.pipeline import self_reward
+from aligner.recipes import methods, rounds, sums
 
 NAME = "tiny_llama"
 
@@ -159,6 +160,88 @@ def kto_recipe(
             dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, validation, start
         )
     )
+
+
+@run.cli.factory(target=self_reward, name="tiny_self_rewarding")
+def self_rewarding_recipe(
+    dir: str = "runs",
+    name: str = "tiny_self_rewarding",
+    num_nodes: int = 1,
+    num_gpus_per_node: int = 1,
+    peft_scheme: Optional[str] = None,
+    packed_sequence: bool = False,
+    seq_length: int = 64,
+    prompts: Optional[str] = None,
+    start: Optional[str] = None,
+    iterations: int = 3,
+    samples: int = 8,
+    beta: Union[float, list[float]] = 0.1,
+    length_control: Union[float, list[float]] = 0.0,
+) -> run.Partial:
+    """Sums answered, checked and learned from, over and over; what is right is known, so one sees whether it works.
+
+    It starts from a model that mostly forgets the carry. None of this size can judge: a calculator does
+    (`aligner.verifiers.exact_match`). `score.json` of an iteration is the share of held-out sums that come out right.
+
+    CLI: `nemo llm self-reward --factory tiny_self_rewarding generate.samples=4 align.loss.beta=0.2`
+    """
+    return _rounds(
+        dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, prompts, start,
+        iterations=iterations, samples=samples, beta=beta,
+        select=rounds.best_against_worst(length_control, iterations, high=1.0),
+    )  # fmt: skip
+
+
+@run.cli.factory(target=self_reward, name="tiny_spin")
+def spin_recipe(
+    dir: str = "runs",
+    name: str = "tiny_spin",
+    num_nodes: int = 1,
+    num_gpus_per_node: int = 1,
+    peft_scheme: Optional[str] = None,
+    packed_sequence: bool = False,
+    seq_length: int = 64,
+    prompts: Optional[str] = None,
+    start: Optional[str] = None,
+    iterations: int = 3,
+    beta: Union[float, list[float]] = 0.1,
+) -> run.Partial:
+    """Self-play: the given sums against the model's own.
+
+    CLI: `nemo llm self-reward --factory tiny_spin`
+    """
+    return _rounds(
+        dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, prompts, start,
+        iterations=iterations, samples=2, beta=beta, judged=False, select=rounds.given_against_own,
+    )  # fmt: skip
+
+
+@run.cli.factory(target=self_reward, name="tiny_rejection_sampling")
+def rejection_sampling_recipe(
+    dir: str = "runs",
+    name: str = "tiny_rejection_sampling",
+    num_nodes: int = 1,
+    num_gpus_per_node: int = 1,
+    peft_scheme: Optional[str] = None,
+    packed_sequence: bool = False,
+    seq_length: int = 64,
+    prompts: Optional[str] = None,
+    start: Optional[str] = None,
+    iterations: int = 1,
+    samples: int = 8,
+) -> run.Partial:
+    """The best of eight answers to every sum, then supervised fine-tuning on them.
+
+    CLI: `nemo llm self-reward --factory tiny_rejection_sampling`
+    """
+    return _rounds(
+        dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, prompts, start,
+        iterations=iterations, samples=samples, select=rounds.best_alone, method=methods.sft,
+    )  # fmt: skip
+
+
+def _rounds(*arguments: Any, **settings: Any) -> run.Partial:
+    return sums.pipeline(_recipe, *arguments, **settings)
 
 
 def _preference(

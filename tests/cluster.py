@@ -105,6 +105,40 @@ def slurm(folder: Path, *, accounts: bool = False) -> Iterator[dict[str, str]]:
                 process.kill()
 
 
+@contextlib.contextmanager
+def sshd(folder: Path, environment: dict[str, str]) -> Iterator[tuple[int, Path]]:
+    """A login node on the loopback: its port, and the key that it lets in."""
+    need("sshd", "openssh-server", "openssh-client")
+    folder.mkdir()
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+    shutil.copy(folder / "user.pub", folder / "authorized")
+    Path("/run/sshd").mkdir(exist_ok=True)  # where it shuts its unprivileged half in
+    (port,) = free_ports(1)
+    shown = " ".join(f'"{name}={value}"' for name, value in environment.items())
+    (folder / "sshd_config").write_text(
+        f"""ListenAddress 127.0.0.1:{port}
+HostKey {folder}/host
+AuthorizedKeysFile {folder}/authorized
+PasswordAuthentication no
+PermitRootLogin yes
+StrictModes no
+UsePAM no
+PidFile none
+SetEnv {shown}
+Subsystem sftp internal-sftp
+"""
+    )
+    command = [shutil.which("sshd", path="/usr/sbin") or "sshd", "-D", "-e", "-f", str(folder / "sshd_config")]
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    try:
+        wait(lambda: b"listening" in (folder / "log").read_bytes(), "sshd")
+        yield port, folder / "user"
+    finally:
+        process.kill()
+
+
 def _idle(env: dict[str, str]) -> int:
     shown = subprocess.run(["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"], capture_output=True, text=True, env=env)
     return len(set(shown.stdout.split()))

@@ -1,0 +1,204 @@
+"""From judged answers to rows that are trained on: pairs of self-rewarding, of `spin`, the best of several.
+
+Each is a stage: files in, a file of rows out, and beside it a report of what became of the prompts
+(`aligner.round_report`).
+"""
+
+import random
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from aligner import journal, prompts
+from aligner.errors import GateError, RowError
+from aligner.journal import Row
+from aligner.round_report import RoundReport
+from aligner.selection import Candidate, best, select
+
+
+def select_pairs(
+    prompts: Union[str, list[str]],
+    candidates: str,
+    judgements: str,
+    output: str,
+    length_control: float = 0.0,
+    judge_pairs: Optional[str] = None,
+    judge_share: float = 0.15,
+    least_share: float = 0.05,
+    high: float = 5.0,
+) -> Path:
+    """Make a pair of each prompt's best and worst answer (`aligner.selection`).
+
+    Args:
+        prompts: the file that was answered.
+        candidates: what `generate-responses` wrote.
+        judgements: what `judge-responses` wrote.
+        output: the file of pairs to write, with `chosen_reward` and `rejected_reward`; `output.report.json` and
+            `output.report.html` say how it went.
+        length_control: ρ, from 0 to below 0.5.
+        judge_pairs: pairs of the judging task that `meta-judge` wrote, to be trained on, too.
+        judge_share: of all rows, at most; more are left out at random.
+        least_share: of prompts that give a pair; if fewer do, the run stops.
+        high: the judge's highest score, to tell when it gives nothing else.
+
+    Returns:
+        The output.
+
+    Raises:
+        RowError: a file does not hold what it should.
+        GateError: too few pairs are left to learn from.
+    """
+    path = Path(output).expanduser()
+    from aligner.process import together
+
+    with together() as first:
+        if first:
+            report = RoundReport(high=high)
+            rows = []
+            for prompt, answers in _answered(prompts, candidates, judgements, report):
+                found = select(answers, length_control=length_control)
+                report.add(prompt, answers, found)
+                if found.chosen and found.rejected:
+                    rows.append(
+                        {
+                            "prompt": prompt.prompt,
+                            "chosen_response": found.chosen.text,
+                            "rejected_response": found.rejected.text,
+                            "chosen_reward": found.chosen.score,
+                            "rejected_reward": found.rejected.score,
+                            "chosen_key": found.chosen.key,
+                            "rejected_key": found.rejected.key,
+                        }
+                    )
+            rows += _capped(judge_pairs, judge_share, len(rows), report)
+            report.write(path)
+            if report.pairs < max(1.0, least_share * report.prompts):
+                raise GateError(
+                    f"{report.pairs} of {report.prompts} prompts give a pair, fewer than least_share={least_share}: "
+                    f"{report.why()}. Look at {path}.report.html; a judge that tells answers apart, more samples or a "
+                    "higher temperature help"
+                )
+            journal.write(path, rows)
+    return path
+
+
+def _capped(judge_pairs: str | None, share: float, answers: int, report: RoundReport) -> list[Row]:
+    """Pairs of the judging task, as many as make up at most `share` of all rows."""
+    if judge_pairs is None:
+        return []
+    found = list(journal.read(Path(judge_pairs).expanduser()))
+    kept = min(len(found), int(share * answers / (1 - share) + 1e-9))
+    report.judge_pairs, report.judge_pairs_left_out = kept, len(found) - kept
+    return random.Random(0).sample(found, kept)
+
+
+def _answered(source: Any, candidates: str, judgements: str | None, report: RoundReport) -> Any:
+    """Each prompt with its answers and their scores."""
+    scores: dict[str, list[float]] = {}
+    for row in journal.read(Path(judgements).expanduser()) if judgements else ():
+        report.judged(row)
+        if row["score"] is not None:
+            scores.setdefault(row["key"].rpartition("/")[0], []).append(row["score"])
+    held = list(journal.read(Path(candidates).expanduser()))
+    # The same answer to the same prompt was judged once.
+    by_text = {_said(row): scores[row["key"]] for row in held if row["key"] in scores}
+    answers: dict[str, list[Candidate]] = {}
+    for row in held:
+        candidate = Candidate(
+            key=row["key"],
+            text=row["response"],
+            length=row["tokens"],
+            ended=row["finish"] == "stop" and bool(row["response"].strip()),
+            scores=tuple(by_text.get(_said(row), ())),
+        )
+        report.answered(row)
+        answers.setdefault(row["key"].rpartition("/")[0], []).append(candidate)
+    asked = {prompt.id: prompt for prompt in prompts.read(source)}
+    for strange in sorted(answers.keys() - asked.keys())[:1]:
+        raise RowError(f"{candidates}: answers a prompt {strange!r}, which {source} does not hold; was it changed?")
+    return [(asked[name], found) for name, found in answers.items()]
+
+
+def _said(row: Row) -> tuple[str, str]:
+    """The prompt's id and the answer."""
+    return row["key"].rpartition("/")[0], row["response"]
+
+
+def spin_pairs(prompts: Union[str, list[str]], candidates: str, output: str) -> Path:
+    """Make pairs of a given answer and the model's own (self-play fine-tuning, Chen et al. 2024, arXiv 2401.01335).
+
+    Chosen is the prompt's `response`, or the answer that follows its last user message; rejected the model's first
+    answer that ended properly and is another.
+
+    Args:
+        prompts: the file that was answered, with `response` or `messages`.
+        candidates: what `generate-responses` wrote.
+        output: the file of pairs to write.
+
+    Raises:
+        RowError: a prompt has no given answer, or no pair is left.
+    """
+    path = Path(output).expanduser()
+    from aligner.process import together
+
+    with together() as first:
+        if first:
+            report, rows = RoundReport(), []
+            for prompt, answers in _answered(prompts, candidates, None, report):
+                given = _given(prompt)
+                other = next((a for a in answers if a.ended and a.text.strip() != given.strip()), None)
+                report.count("pair" if other else "unended" if not any(a.ended for a in answers) else "identical")
+                if other:
+                    rows.append({"prompt": prompt.prompt, "chosen_response": given, "rejected_response": other.text})
+            report.write(path)
+            if not rows:
+                raise RowError(f"{candidates}: no answer ended properly and differs from the given one: {report.why()}")
+            journal.write(path, rows)
+    return path
+
+
+def _given(prompt: prompts.Prompt) -> str:
+    """The answer that a line of prompts holds."""
+    row = prompt.row
+    answer = row.get("response")
+    if answer is None and isinstance(row.get("messages"), list) and len(row["messages"]) > len(prompt.prompt):
+        answer = row["messages"][len(prompt.prompt)]
+    if isinstance(answer, list) and answer:
+        answer = answer[0]
+    text = answer.get("content") if isinstance(answer, dict) else answer
+    if not isinstance(text, str) or not text.strip():
+        raise RowError(f"{prompt.source}: has no 'response' that spin could choose over the model's own")
+    return text
+
+
+def best_responses(
+    prompts: Union[str, list[str]], candidates: str, judgements: str, output: str, at_least: Optional[float] = None
+) -> Path:
+    """Keep the best answer to each prompt for supervised fine-tuning (rejection sampling).
+
+    Args:
+        prompts: the file that was answered.
+        candidates: what `generate-responses` wrote.
+        judgements: what `judge-responses` wrote.
+        output: the file of demonstrations to write.
+        at_least: a score that the best must have; None: whatever it has.
+
+    Raises:
+        RowError: none is left.
+    """
+    path = Path(output).expanduser()
+    from aligner.process import together
+
+    with together() as first:
+        if first:
+            report, rows = RoundReport(), []
+            for prompt, answers in _answered(prompts, candidates, judgements, report):
+                found = best(answers)
+                good = found is not None and (at_least is None or found.score >= at_least)
+                report.count("pair" if good else "unended" if found is None else "tied")
+                if good and found is not None:
+                    rows.append({"prompt": prompt.prompt, "response": found.text, "score": found.score})
+            report.write(path)
+            if not rows:
+                raise RowError(f"{candidates}: no answer is good enough: {report.why()}")
+            journal.write(path, rows)
+    return path

@@ -1,0 +1,129 @@
+"""Rows that take long to make: appended as they come, never twice, never torn, and in order when all are there.
+
+While `answers.jsonl` is made there is a folder `answers.jsonl.parts` beside it: what the rows are made of
+(`settings.json`), and a file for each process that makes some. A job that is killed loses the rows it was about to
+write, and no other. When the last row is there, all are put in order under the final name and the folder goes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from aligner.errors import ConfigError, RowError
+from aligner.files import written_whole
+
+Row = dict[str, Any]
+
+
+class Journal:
+    """The rows of one file. `settings` say what they are made of; others than those it was begun with are refused."""
+
+    def __init__(self, path: Path, settings: Row) -> None:
+        self.path, self.settings = path, json.loads(json.dumps(settings))
+        self.parts = path.with_name(f"{path.name}.parts")
+        self.made_with = path.with_name(f"{path.name}.settings.json")
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rows are there.
+
+        Raises:
+            ConfigError: they are, and were made of something else.
+        """
+        if not self.path.exists():
+            return False
+        self._compare(self.made_with)
+        return True
+
+    def begin(self) -> None:
+        """Make ready to append; one process does, before the others read.
+
+        Raises:
+            ConfigError: the rows so far were made of something else.
+        """
+        self.parts.mkdir(parents=True, exist_ok=True)
+        note = self.parts / "settings.json"
+        if note.exists():
+            self._compare(note)
+        else:
+            with written_whole(note) as partial:
+                partial.write_text(json.dumps(self.settings, indent=1))
+        for part in self._files():
+            content = part.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):  # a job ended in the middle of a line
+                with part.open("r+b") as file:
+                    file.truncate(whole)
+
+    def rows(self) -> list[Row]:
+        """All so far, in no order."""
+        return [row for part in self._files() for row in read(part)]
+
+    def appending(self, part: int) -> IO[bytes]:
+        """The file that process number `part` appends to, by `append`."""
+        return (self.parts / f"{part:05d}.jsonl").open("ab")
+
+    def finish(self, place: Callable[[Row], Any]) -> None:
+        """Put all rows under the final name, sorted by `place`; one process does, when all have written theirs."""
+        rows = sorted(self.rows(), key=place)
+        with written_whole(self.made_with) as partial:
+            shutil.copyfile(self.parts / "settings.json", partial)
+        write(self.path, rows)
+        shutil.rmtree(self.parts)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.parts.glob("*.jsonl"))
+
+    def _compare(self, note: Path) -> None:
+        try:
+            held = json.loads(note.read_text())
+        except (OSError, ValueError):
+            raise ConfigError(
+                f"output: {self.path} is there, but not what it was made of ({note}); remove it, or name another"
+            ) from None
+        for name in sorted(held.keys() | self.settings.keys()):
+            if held.get(name) != self.settings.get(name):
+                raise ConfigError(
+                    f"{name}: is {self.settings.get(name)!r}, but {self.path} was begun with {held.get(name)!r}; set "
+                    "it back, or name another output"
+                )
+
+
+def append(file: IO[bytes], row: Row) -> None:
+    """Write a row so that it survives a kill, and a loss of power."""
+    file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    """A whole file of rows, or none."""
+    with written_whole(path) as partial, partial.open("wb") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: Path) -> Iterator[Row]:
+    """The rows of a file that this package wrote.
+
+    Raises:
+        RowError: a line is not one.
+    """
+    if not path.is_file():
+        raise RowError(f"{path}: no such file")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise RowError(f"{path}:{number}: is not JSON ({error}); remove the line, or the file") from None
+            if not isinstance(row, dict):
+                raise RowError(f"{path}:{number}: expected a JSON object, found {line[:60]!r}")
+            yield row

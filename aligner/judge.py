@@ -1,0 +1,208 @@
+"""Scores of answers, by a model that reads them or by a function that checks them: `nemo llm judge-responses`."""
+
+import abc
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from tqdm import tqdm
+
+from aligner import naming, prompts, templates
+from aligner.asking import ask
+from aligner.engines import Answer, Engine, Question
+from aligner.errors import ConfigError, RowError
+from aligner.journal import Journal, Row, append, read
+from aligner.rows import Text
+from aligner.sampling import Sampling, seed_of
+from aligner.verdicts import parse_score
+
+FILLED = {"prompt", "response"}
+
+
+class Judge(abc.ABC):
+    """Writes a score for each answer, several where it judges several times."""
+
+    @abc.abstractmethod
+    def score(self, asked: dict[str, prompts.Prompt], candidates: list[Row], output: Path) -> None:
+        """Write a line for each judgement: `key` (`id/sample/number`), `score` or null, `judgement`, `finish`."""
+
+
+def judge_responses(prompts: Union[str, list[str]], candidates: str, output: str, judge: Judge) -> Path:
+    """Have the answers of a file judged; run again, it goes on where it was.
+
+    A line of the output is a judgement: `key` (`id/sample/number`), `score` (null if it could not be read), `judgement`
+    (the judge's own words) and `finish`. Answers that did not end properly are not judged; the same answer to the same
+    prompt is, once.
+
+    Args:
+        prompts: the file that was answered.
+        candidates: what `generate-responses` wrote.
+        output: the file to write.
+        judge: `ModelJudge` or `Verifier`.
+
+    Returns:
+        The output.
+
+    Raises:
+        RowError: a file does not hold what it should.
+        ConfigError: an argument is not as it must be, or the output was begun with others.
+    """
+    asked = {prompt.id: prompt for prompt in _prompts(prompts)}
+    path, seen, distinct = Path(output).expanduser(), set(), []
+    for row in read(Path(candidates).expanduser()):
+        name = str(row["key"]).rpartition("/")[0]
+        if name not in asked:
+            raise RowError(f"{candidates}: answers a prompt {name!r}, which {prompts} does not hold; was it changed?")
+        if row["finish"] == "stop" and (name, row["response"]) not in seen:
+            seen.add((name, row["response"]))
+            distinct.append(row)
+    judge.score(asked, distinct, path)
+    return path
+
+
+def _prompts(source: Any) -> list[prompts.Prompt]:
+    return prompts.read(source)
+
+
+@dataclass
+class ModelJudge(Judge):
+    """A model that reads question and answer and states a score (arXiv 2401.10020, section 2.1).
+
+    Args:
+        engine: the model; the policy itself, another checkpoint, a server.
+        template: `additive` (five points that add up, after the paper's figure 2), `direct`, or a jinja file with
+            {{ prompt }} and {{ response }}.
+        samples: judgements of each answer, which are averaged.
+        temperature, top_p, max_tokens, stop: how they are drawn.
+        low, high: the scale; what is outside is not a score.
+        pattern: a regular expression whose first group, at its last match, is the score; None: `parse_score`.
+        seed: another one gives other judgements.
+    """
+
+    engine: Engine
+    template: str = "additive"
+    samples: int = 3
+    temperature: float = 0.7
+    top_p: float = 0.9
+    max_tokens: int = 512
+    stop: Optional[list[str]] = None
+    low: float = 0
+    high: float = 5
+    pattern: Optional[str] = None
+    seed: int = 4321
+
+    def score(self, asked: dict[str, prompts.Prompt], candidates: list[Row], output: Path) -> None:
+        if self.samples < 1:
+            raise ConfigError(f"judge.samples: must be at least 1, found {self.samples}")
+        if not self.low < self.high:
+            raise ConfigError(f"judge.low, judge.high: {self.low} to {self.high} is no scale")
+        read_score = self._parser()
+        sampling = Sampling(
+            temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, stop=tuple(self.stop or ())
+        )
+        questions = []
+        for answer in candidates:
+            text = self.asked(asked[answer["key"].rpartition("/")[0]].prompt, answer["response"])
+            for i in range(self.samples):
+                key = f"{answer['key']}/{i}"
+                seed = seed_of(self.seed, key)
+                questions.append(Question(key=key, prompt=text, seed=seed, source=f"answer {answer['key']}"))
+
+        def row(question: Question, answer: Answer) -> Row:
+            told = {"judgement": answer.text, "tokens": answer.tokens, "finish": answer.finish, "seed": question.seed}
+            return {"key": question.key, "score": read_score(answer.text), **told}
+
+        content = repr([(row["key"], row["response"]) for row in candidates])
+        settings = {
+            "judge.template": templates.settings_of(self.template),
+            "judge.samples": self.samples,
+            "judge.low": self.low,
+            "judge.high": self.high,
+            "judge.pattern": self.pattern,
+            "judge.seed": self.seed,
+            **{f"judge.{name}": value for name, value in vars(sampling).items()},
+            "judge.engine": self.engine.identity(),
+            "candidates": naming.short_hash(content.encode()),
+        }
+        ask(
+            Journal(output, settings), self.engine, questions, sampling, row,
+            refuse_long=False, cache=output.parent / "models",
+        )  # fmt: skip
+
+    def asked(self, prompt: Text, response: str) -> str:
+        """What the model is asked of an answer.
+
+        Raises:
+            ConfigError: the template is not one.
+        """
+        render = templates.template(self.template, "judge.template", needed=FILLED, known={"low", "high"})
+        return render(prompt=templates.as_text(prompt), response=response, low=self.low, high=self.high)
+
+    def _parser(self) -> Callable[[str], float | None]:
+        if self.pattern is None:
+            return lambda text: parse_score(text, low=self.low, high=self.high)
+        try:
+            expression = re.compile(self.pattern)
+        except re.error as error:
+            raise ConfigError(f"judge.pattern: {self.pattern!r} is not a regular expression ({error})") from None
+        if expression.groups < 1:
+            raise ConfigError(f"judge.pattern: {self.pattern!r} has no group that the score stands in, as '(\\d+)'")
+
+        def last(text: str) -> float | None:
+            found = list(expression.finditer(text))
+            try:
+                value = float(found[-1][1]) if found else None
+            except (TypeError, ValueError):
+                return None
+            return value if value is not None and self.low <= value <= self.high else None
+
+        return last
+
+
+@dataclass
+class Verifier(Judge):
+    """A function that checks an answer where right and wrong can be told (`aligner.verifiers`).
+
+    Args:
+        function: of the prompt's whole line and the answer's text; returns the score.
+    """
+
+    function: Callable[[Row, str], float]
+
+    def score(self, asked: dict[str, prompts.Prompt], candidates: list[Row], output: Path) -> None:
+        inner = self.function.func if isinstance(self.function, functools.partial) else self.function
+        given = self.function.keywords if isinstance(self.function, functools.partial) else {}
+        content = repr([(row["key"], row["response"]) for row in candidates])
+        journal = Journal(
+            output,
+            {
+                "judge.function": f"{inner.__module__}.{inner.__qualname__}",
+                "judge.function arguments": {name: repr(value) for name, value in given.items()},
+                "candidates": naming.short_hash(content.encode()),
+            },
+        )
+        from aligner.process import together
+
+        with together() as first:
+            if first and not journal.finished:
+                self._work(journal, asked, candidates)
+
+    def _work(self, journal: Journal, asked: dict[str, prompts.Prompt], candidates: list[Row]) -> None:
+        journal.begin()
+        order = {f"{row['key']}/0": i for i, row in enumerate(candidates)}
+        done = {held["key"] for held in journal.rows()}
+        with journal.appending(0) as file:
+            for row in tqdm(candidates, journal.path.name, unit="answer"):
+                if f"{row['key']}/0" not in done:
+                    score = self._checked(asked[row["key"].rpartition("/")[0]], row["response"])
+                    append(file, {"key": f"{row['key']}/0", "score": score, "judgement": "", "finish": "stop"})
+        journal.finish(lambda held: order[held["key"]])
+
+    def _checked(self, prompt: prompts.Prompt, response: str) -> float:
+        try:
+            return float(self.function(prompt.row, response))
+        except KeyError as error:
+            raise RowError(f"{prompt.source}: has no {error}, which the verifier compares with") from None

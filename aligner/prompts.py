@@ -1,0 +1,78 @@
+"""Files of prompts: JSON lines with `prompt` (a string, or OpenAI-style messages), and perhaps `id` and more.
+
+What else a line holds is passed on to verifiers, `answer` for example, and to `spin`, which takes its `response`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from aligner import rows, sources
+from aligner.console import say
+from aligner.errors import RowError
+from aligner.rows import Text
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A line of a file of prompts."""
+
+    id: str
+    """Its `id`, or else a hash of the prompt, so that it is the same wherever it stands."""
+    prompt: Text
+    row: dict[str, Any]
+    source: str
+
+
+def read(source: Any, *, at_least: int = 1) -> list[Prompt]:
+    """All prompts of a file, a folder or several; one that stands there again is read once, which is said.
+
+    Raises:
+        RowError: a line is not as it must be, two prompts have one id, or there are fewer than `at_least`.
+    """
+    found: dict[str, Prompt] = {}
+    again: list[str] = []
+    for prompt in _lines(source):
+        held = found.setdefault(prompt.id, prompt)
+        if held is prompt:
+            continue
+        if held.prompt != prompt.prompt:
+            raise RowError(f"{prompt.source}: has the id {prompt.id!r} of {held.source}; ids must differ")
+        again.append(prompt.source)
+    if again:
+        shown = ", ".join(again[:5]) + (", ..." if len(again) > 5 else "")
+        say(f"prompts: {len(again)} stand in the file before, and are asked once: {shown}")
+    if len(found) < at_least:
+        raise RowError(f"{source}: holds {len(found)} different prompts, and at least {at_least} are needed")
+    return list(found.values())
+
+
+def _lines(source: Any) -> Iterator[Prompt]:
+    # A function makes the file, as for `data.train`.
+    for part in sources.parts(source() if callable(source) else source, "prompts"):
+        for chunk in sources.chunks(part.path):
+            for text, where in chunk.texts():
+                yield _parse(text, where)
+
+
+def _parse(line: str, source: str) -> Prompt:
+    row = rows.loaded(line, source)
+    if "prompt" not in row and isinstance(row.get("messages"), list):
+        # A conversation: what is to be answered is its last user message, with all before it.
+        messages = row["messages"]
+        last = max((i for i, m in enumerate(messages) if isinstance(m, dict) and m.get("role") == "user"), default=-1)
+        row = {**row, "prompt": messages[: last + 1]}
+    prompt = rows.text_of(row, "prompt", source)
+    if isinstance(prompt, list) and prompt[-1]["role"] not in ("user", "tool"):
+        raise RowError(
+            f"{source}: the last message of 'prompt' is the {prompt[-1]['role']}'s; there is nothing to answer"
+        )
+    name = row.get("id")
+    if name is not None and not isinstance(name, str | int):
+        raise RowError(f"{source}: 'id' must be a string or a whole number, found {name!r}")
+    digest = hashlib.sha256(json.dumps(prompt, ensure_ascii=False).encode()).hexdigest()[:12]
+    return Prompt(str(name) if name is not None else digest, prompt, row, source)

@@ -1,0 +1,49 @@
+"""What a dry run finds out: that the run itself would refuse what it is given."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import fiddle as fdl
+import nemo_run as run
+
+from aligner import checks, huggingface, layout, sources
+from aligner.api import align
+from aligner.engine import Run
+
+
+def rehearse(recipe: run.Partial, executor: run.Executor | None) -> None:
+    """Refuse a recipe of `align` as its run would, so far as arguments, sizes and the names of files tell.
+
+    Rows are not read: `nemo llm lint-preferences` does. Nothing is written.
+
+    Args:
+        recipe: a `run.Partial` of `align`.
+        executor: where; None: in this process. Another machine may have other files and other hardware than this one.
+
+    Raises:
+        ConfigError, RowError: what the run would say.
+    """
+    before: Any = getattr(getattr(recipe, "resume", None), "start_from", None)
+    if isinstance(before, run.Partial):
+        rehearse(before, executor)
+    built: Any = fdl.build(recipe)
+    call = inspect.signature(align).bind(*built.args, **built.keywords)
+    call.apply_defaults()
+    planned = Run(**call.arguments)
+    checks.arguments(planned)
+    checks.layout(planned)
+    if executor is None:
+        checks.started(planned)
+    if executor is None or isinstance(executor, run.LocalExecutor):
+        checks.machine(planned)
+        for split, source in (("train", planned.data.train), ("validation", planned.data.validation)):
+            # A function makes its file when the run asks for it.
+            if source and not callable(source):
+                sources.parts(source, f"data.{split}")
+    restore = planned.resume.restore_config if planned.resume else None
+    if restore is None or not huggingface.is_source(str(restore.path)):
+        # An imported model says itself how large it is.
+        ranks = planned.trainer.num_nodes * planned.trainer.num_devices
+        layout.check(planned.strategy.parallelism, planned.model.config, ranks=ranks)

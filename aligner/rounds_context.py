@@ -1,0 +1,40 @@
+"""How `nemo llm self-reward` reads its command line: what is set of a stage is set in every round."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import nemo_run as run
+
+from aligner.context import AlignContext, override
+from aligner.errors import ConfigError
+from aligner.pipeline import Round
+
+STAGES = tuple(part.name for part in fields(Round))
+
+
+class RoundsContext(AlignContext):
+    """`align.loss.beta=0.2 generate.samples=8` sets that in all rounds; `start.` is of the run before them."""
+
+    def parse_fn(self, fn: Any, args: list[str], **default_kwargs: Any) -> run.Partial:
+        """The recipe that the command line describes.
+
+        Raises:
+            ConfigError: an argument is not one.
+        """
+        of_stages = [arg for arg in args if arg.partition("=")[0].partition(".")[0] in (*STAGES, "start")]
+        recipe: Any = super().parse_fn(fn, [arg for arg in args if arg not in of_stages], **default_kwargs)
+        for arg in of_stages:
+            name, dot, rest = arg.partition(".")
+            holders = [recipe] if name == "start" else recipe.rounds
+            if not dot or all(getattr(holder, name, None) is None for holder in holders):
+                raise ConfigError(f"{arg.partition('=')[0]}: this recipe has nothing of that to set")
+            for holder in holders:
+                part = getattr(holder, name)
+                # A judge's settings are what one means, not those of the stage around it.
+                if name == "judge":
+                    part.judge = override(part.judge, [rest])
+                else:
+                    setattr(holder, name, override(part, [rest]))
+        return recipe

@@ -1,0 +1,172 @@
+"""What the iterated recipes of all models share: rounds of generating, judging, selecting and aligning."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, Optional
+
+import nemo_run as run
+
+from aligner.choosing import best_responses, select_pairs, spin_pairs
+from aligner.errors import ConfigError
+from aligner.generation import generate_responses
+from aligner.judge import ModelJudge, judge_responses
+from aligner.meta_judge import meta_judge
+from aligner.pipeline import Round, self_reward
+
+SEED = 1234
+"""Of the first round's answers; each further one has the next."""
+
+
+def per_iteration(name: str, value: Any, iterations: int) -> list[Any]:
+    """A value for each iteration: the same for all, or a list of as many.
+
+    Raises:
+        ConfigError: the list is of another length.
+    """
+    if not isinstance(value, list | tuple):
+        return [value] * iterations
+    if len(value) != iterations:
+        raise ConfigError(
+            f"{name}: has {len(value)} values for {iterations} iterations; give one for each, or one for all"
+        )
+    return list(value)
+
+
+def rounds(
+    policy: Callable[..., run.Partial],
+    engine: Callable[[str], run.Config],
+    *,
+    dir: str,
+    name: str,
+    start: str | run.Partial,
+    prompts: Any,
+    iterations: int,
+    select: Callable[[int, dict[str, str], Any], run.Partial],
+    judge: Optional[run.Config] = None,
+    judged: bool = True,
+    meta: bool = False,
+    held_out: Any = None,
+    beta: float | list[float] | None = None,
+    **generate: Any,
+) -> run.Partial:
+    """A pipeline; `policy`, `engine` and `select` say what its stages are.
+
+    Args:
+        policy: the recipe of a round's training, given dir, name, start and train.
+        engine: who answers, given a checkpoint.
+        dir, name: the pipeline's folder.
+        start: what the first round starts from; a recipe is run first.
+        prompts: of all rounds, or a list with one file for each.
+        iterations: rounds.
+        select: the stage that makes rows, given the number of the round, its files and its prompts.
+        judge: who scores answers; None: the policy of the round.
+        judged: whether answers are scored at all.
+        meta: whether the policy learns to judge, too.
+        held_out: prompts that each policy answers greedily at the end of its round.
+        beta: of the loss, or a list with one for each iteration; None: the recipe's own.
+        generate: further arguments of `generate_responses`.
+
+    Raises:
+        ConfigError: iterations is below 1, or a list has another length.
+    """
+    if iterations < 1:
+        raise ConfigError(f"iterations: must be at least 1, found {iterations}")
+    asked, betas = per_iteration("prompts", prompts, iterations), per_iteration("beta", beta, iterations)
+    first = start if isinstance(start, run.Partial) else None
+    at = f"{first.log.log_dir}/{first.log.name}" if first is not None else str(start)
+    made = []
+    for i in range(1, iterations + 1):
+        here = f"{dir}/{name}/iteration-{i}"
+        named = {part: f"{here}/{part}.jsonl" for part in ("candidates", "judgements", "judge_pairs", "train")}
+        question, answering, scoring = asked[i - 1], engine(at), judge or run.Config(ModelJudge, engine=engine(at))
+        one = run.Config(
+            Round,
+            generate=run.Partial(
+                generate_responses,
+                prompts=question,
+                output=named["candidates"],
+                engine=answering,
+                seed=SEED + i - 1,
+                **generate,
+            ),
+            select=select(i, named, question),
+            align=policy(dir=here, name="policy", start=at, train=named["train"]),
+        )
+        if betas[i - 1] is not None:
+            one.align.loss.beta = betas[i - 1]
+        if judged:
+            one.judge = run.Partial(
+                judge_responses,
+                prompts=question,
+                candidates=named["candidates"],
+                output=named["judgements"],
+                judge=copy.deepcopy(scoring),
+            )
+        if meta:
+            one.meta = run.Partial(
+                meta_judge,
+                prompts=question,
+                candidates=named["candidates"],
+                judgements=named["judgements"],
+                output=named["judge_pairs"],
+                engine=copy.deepcopy(answering),
+                judge=copy.deepcopy(scoring),
+            )
+        at = f"{here}/policy"
+        if held_out is not None:
+            one.evaluate = _evaluate(held_out, f"{here}/score.json", engine(at), copy.deepcopy(scoring), generate)
+        made.append(one)
+    return run.Partial(self_reward, output=f"{dir}/{name}", rounds=made, start=first)
+
+
+def _evaluate(
+    held_out: Any, output: str, engine: run.Config, judge: run.Config, generate: dict[str, Any]
+) -> run.Partial:
+    from aligner.evaluation import evaluate
+
+    more = {name: value for name, value in generate.items() if name == "max_tokens"}
+    return run.Partial(evaluate, prompts=held_out, output=output, engine=engine, judge=judge, **more)
+
+
+# ---- what a round learns from --------------------------------------------------------------------------------------
+
+
+def best_against_worst(
+    length_control: float | list[float], iterations: int, *, meta: bool = False, **settings: Any
+) -> Callable[[int, dict[str, str], Any], run.Partial]:
+    """Pairs of self-rewarding; ρ for each iteration.
+
+    Raises:
+        ConfigError: a list has another length.
+    """
+    controls = per_iteration("length_control", length_control, iterations)
+
+    def made(i: int, named: dict[str, str], prompts: Any) -> run.Partial:
+        return run.Partial(
+            select_pairs,
+            prompts=prompts,
+            candidates=named["candidates"],
+            judgements=named["judgements"],
+            output=named["train"],
+            length_control=controls[i - 1],
+            judge_pairs=named["judge_pairs"] if meta else None,
+            **settings,
+        )
+
+    return made
+
+
+def given_against_own(_: int, named: dict[str, str], prompts: Any) -> run.Partial:
+    """Pairs of self-play: the given answer against the model's."""
+    return run.Partial(spin_pairs, prompts=prompts, candidates=named["candidates"], output=named["train"])
+
+
+def best_alone(_: int, named: dict[str, str], prompts: Any) -> run.Partial:
+    """Demonstrations: the best of several answers."""
+    return run.Partial(
+        best_responses,
+        prompts=prompts,
+        candidates=named["candidates"],
+        judgements=named["judgements"],
+        output=named["train"],
+    )

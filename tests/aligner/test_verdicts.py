@@ -1,0 +1,63 @@
+"""What judges write, as they write it."""
+# ruff: noqa: E501, RUF001
+
+import pytest
+
+from aligner.verdicts import parse_score, parse_winner
+
+SCORES: list[tuple[str, float | None]] = [
+    # as asked for
+    ("Score: 4", 4), ("The answer is fine.\n\nScore: 3", 3), ("Score: 0", 0), ("Score: 5", 5), ("Points: 2", 2),
+    # as they write it
+    ("score:4", 4), ("Score:4", 4), ("Score:  4", 4), ("SCORE: 4", 4), ("Score : 4", 4), ("Score = 4", 4),
+    ("Score - 4", 4), ("Score – 4", 4), ("Score is 4", 4), ("a score of 4", 4), ("Score\n4", 4), ("## Score\n\n4", 4),
+    ("**Score:** 4", 4), ("**Score: 4**", 4), ("**Score:** 4/5", 4), ("*Score*: 4", 4), ("__Score__: 4", 4),
+    ("Score: <4>", 4), ("Score: [4]", 4), ("Score: (4)", 4), ("Score: {4}", 4), ("Score: `4`", 4), ('Score: "4"', 4),
+    ('{"reason": "good", "score": 4}', 4), ("Score: $\\boxed{4}$", 4), ("<score>4</score>", 4), ("[Score: 4]", 4),
+    ("Score: 4.", 4), ("Score: 4.5", 4.5), ("Score: 4.5.", 4.5), ("Score: 4,5", 4.5), ("Score: 4, because", 4),
+    ("Score: 4/5", 4), ("Score: 4 / 5", 4), ("Score: 4 out of 5", 4), ("Score: <4>/5", 4), ("5/5", 5), ("I give it 3/5.", 3),
+    ("4 out of 5", 4), ("Score (out of 5): 4", 4), ("Score (0-5): 4", 4), ("Score out of 5: 4", 4),
+    ("Total score: 4", 4), ("Final Score: 4", 4), ("Overall rating: 4", 4), ("Total points: 4", 4), ("Rating: 4 stars", 4),
+    ("Score: 1 + 1 + 1 = 3", 3), ("Score: 1+1+1", 3), ("Score: four", 4), ("The score should be 4.", 4),
+    ("I would award this response a score of 4.", 4), ("Score: 4 points", 4), ("score\t:\t4", 4),
+    # the last one counts
+    ("Score: 1 for relevance.\nScore: 5", 5), ("Score: <total points>\n\nScore: 2", 2), ("score of 1 ... Score: 3/5", 3),
+    ("Score: 3\n\nScore: 7", None),
+    # digits and words of others
+    ("Score: ４", 4), ("Score： 4", 4), ("Score: ٤", 4), ("Score: ४", 4), ("评分：4", 4), ("得分: ４", 4), ("スコア：3", 3),
+    ("점수: 4", 4), ("Punktzahl: 4", 4), ("Puntuación: 4", 4), ("Оценка: 4", 4),
+    # none that can be taken
+    ("", None), ("No idea.", None), ("Score:", None), ("Score: <total points>", None), ("Score: N/A", None),
+    ("Score: 6", None), ("Score: -1", None), ("Score: 8/10", None), ("Score: 80%", None), ("Score: 100", None),
+    ("Score: 3-4", None), ("Score: 3 or 4", None), ("Score: 3, 4, 5", None), ("4", None), ("underscored 4", None),
+    ("The response gets 1 point for relevance and 1 point for style.", None), ("9/10", None), ("on 2024-05-04", None),
+]  # fmt: skip
+
+
+def test_there_are_many() -> None:
+    assert len(SCORES) >= 60
+
+
+@pytest.mark.parametrize(("text", "score"), SCORES)
+def test_scores(text: str, score: float | None) -> None:
+    assert parse_score(text) == score
+
+
+def test_the_scale_is_the_callers() -> None:
+    assert parse_score("Score: 8/10", high=10) == 8
+    assert parse_score("Score: 0", low=1) is None
+    assert parse_score("Score: -1", low=-1) == -1
+
+
+@pytest.mark.parametrize(
+    ("text", "winner"),
+    [
+        ("Winner: Judgement A", "A"), ("Winner: Judgment B", "B"), ("winner: judgement b", "B"), ("Winner: A", "A"),
+        ("**Winner:** Judgement A", "A"), ("Winner: [Judgement A]", "A"), ("Winner: [Judgement A | Judgement B]\nWinner: B", "B"),
+        ("Winner: Judgement A.", "A"), ("The winner is B.", "B"), ("[[A]]", "A"), ("[[B]]", "B"), ("[[C]]", "tie"),
+        ("Winner: tie", "tie"), ("Winner: A\n\nWinner: B", "B"), ("Winner: neither", "tie"), ("", None), ("Winner:", None),
+        ("Judgement A is better argued", None), ("Winner: Alice", None),
+    ],
+)  # fmt: skip
+def test_winners(text: str, winner: str | None) -> None:
+    assert parse_winner(text) == winner
