@@ -135,6 +135,10 @@ class Server(Engine):
                 f"engine.url: {self.url} failed at {question.source} after {self.retries} retries ({error}); what was "
                 "answered is kept, run the same again"
             ) from None
+        except ValueError as error:
+            raise ConfigError(
+                f"engine.url: {self.url} did not answer {question.source} in OpenAI's protocol ({error})"
+            ) from None
         if not getattr(found, "choices", None) or found.choices[0].message is None:
             raise ConfigError(f"engine.url: {self.url} answered {question.source} without a choice: {str(found)[:300]}")
         choice, usage = found.choices[0], found.usage

@@ -21,7 +21,7 @@ from aligner.executors.local import ended_with_us
 from aligner.executors.telling import tell
 
 LAUNCHED = "launched.json"
-"""In the folder of a stage that succeeded: which recipe did."""
+"""In the folder of a stage that succeeded, or beside its file: which recipe did."""
 
 
 def launch(
@@ -100,7 +100,7 @@ def _run(name: str, stages: Mapping[str, run.Partial], executor: run.Executor, *
         if failures.state(found[stage]) != "SUCCEEDED":
             raise failures.JobFailed(failures.report(stage, found, experiment, executor))
         with contextlib.suppress(OSError):  # another machine's folder
-            (folder_of(recipe) / LAUNCHED).write_text(json.dumps({"recipe": _identity(recipe)}))
+            _note(recipe).write_text(json.dumps({"recipe": _identity(recipe)}))
     return experiment._id
 
 
@@ -119,7 +119,7 @@ def _left(stages: Mapping[str, run.Partial]) -> dict[str, run.Partial]:
     names = list(stages)
     for i, name in enumerate(names):
         try:
-            done = json.loads((folder_of(stages[name]) / LAUNCHED).read_text())["recipe"]
+            done = json.loads(_note(stages[name]).read_text())["recipe"]
         except (OSError, ValueError, KeyError):
             done = None
         if done != _identity(stages[name]):
@@ -131,8 +131,14 @@ def _identity(recipe: run.Partial) -> str:
     return hashlib.sha256(ZlibJSONSerializer().serialize(recipe).encode()).hexdigest()[:16]
 
 
+def _note(recipe: run.Partial) -> Path:
+    """The file that says which recipe made a stage's folder, or its file."""
+    made = folder_of(recipe)
+    return made / LAUNCHED if made.is_dir() else made.with_name(f"{made.name}.{LAUNCHED}")
+
+
 def folder_of(recipe: run.Partial) -> Path:
-    """Where a stage leaves what it makes: the folder of its run, or what its `output` names."""
+    """What a stage makes: the folder of its run, or what its `output` names."""
     log: Any = getattr(recipe, "log", None)
     if log is not None:
         return Path(log.log_dir or "nemo_experiments").expanduser() / log.name

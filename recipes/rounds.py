@@ -44,6 +44,7 @@ def rounds(
     select: Callable[[int, dict[str, str], Any], run.Partial],
     judge: Optional[run.Config] = None,
     judged: bool = True,
+    judgements: int = 3,
     meta: bool = False,
     held_out: Any = None,
     beta: float | list[float] | None = None,
@@ -61,6 +62,7 @@ def rounds(
         select: the stage that makes rows, given the number of the round, its files and its prompts.
         judge: who scores answers; None: the policy of the round.
         judged: whether answers are scored at all.
+        judgements: of each answer by the policy.
         meta: whether the policy learns to judge, too.
         held_out: prompts that each policy answers greedily at the end of its round.
         beta: of the loss, or a list with one for each iteration; None: the recipe's own.
@@ -78,14 +80,14 @@ def rounds(
     for i in range(1, iterations + 1):
         here = f"{dir}/{name}/iteration-{i}"
         named = {part: f"{here}/{part}.jsonl" for part in ("candidates", "judgements", "judge_pairs", "train")}
-        question, answering, scoring = asked[i - 1], engine(at), judge or run.Config(ModelJudge, engine=engine(at))
+        question, scoring = asked[i - 1], judge or run.Config(ModelJudge, engine=engine(at), samples=judgements)
         one = run.Config(
             Round,
             generate=run.Partial(
                 generate_responses,
                 prompts=question,
                 output=named["candidates"],
-                engine=answering,
+                engine=engine(at),
                 seed=SEED + i - 1,
                 **generate,
             ),
@@ -95,28 +97,36 @@ def rounds(
         if betas[i - 1] is not None:
             one.align.loss.beta = betas[i - 1]
         if judged:
-            one.judge = run.Partial(
-                judge_responses,
-                prompts=question,
-                candidates=named["candidates"],
-                output=named["judgements"],
-                judge=copy.deepcopy(scoring),
-            )
+            one.judge = _judge(named, question, scoring)
         if meta:
-            one.meta = run.Partial(
-                meta_judge,
-                prompts=question,
-                candidates=named["candidates"],
-                judgements=named["judgements"],
-                output=named["judge_pairs"],
-                engine=copy.deepcopy(answering),
-                judge=copy.deepcopy(scoring),
-            )
+            one.meta = _meta(named, question, scoring, engine(at))
         at = f"{here}/policy"
         if held_out is not None:
             one.evaluate = _evaluate(held_out, f"{here}/score.json", engine(at), copy.deepcopy(scoring), generate)
         made.append(one)
     return run.Partial(self_reward, output=f"{dir}/{name}", rounds=made, start=first)
+
+
+def _judge(named: dict[str, str], prompts: Any, judge: run.Config) -> run.Partial:
+    return run.Partial(
+        judge_responses,
+        prompts=prompts,
+        candidates=named["candidates"],
+        output=named["judgements"],
+        judge=copy.deepcopy(judge),
+    )
+
+
+def _meta(named: dict[str, str], prompts: Any, judge: run.Config, engine: run.Config) -> run.Partial:
+    return run.Partial(
+        meta_judge,
+        prompts=prompts,
+        candidates=named["candidates"],
+        judgements=named["judgements"],
+        output=named["judge_pairs"],
+        engine=engine,
+        judge=copy.deepcopy(judge),
+    )
 
 
 def _evaluate(
@@ -126,6 +136,15 @@ def _evaluate(
 
     more = {name: value for name, value in generate.items() if name == "max_tokens"}
     return run.Partial(evaluate, prompts=held_out, output=output, engine=engine, judge=judge, **more)
+
+
+def chat_engine(num_nodes: int, num_gpus_per_node: int, checkpoint: str) -> run.Config:
+    """Megatron, one copy of the policy on each rank, for a model that chats."""
+    from aligner.inference import Megatron
+
+    return run.Config(
+        Megatron, checkpoint=checkpoint, as_chat=True, batch_size=16, devices=num_gpus_per_node, num_nodes=num_nodes
+    )
 
 
 # ---- what a round learns from --------------------------------------------------------------------------------------

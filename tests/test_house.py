@@ -30,6 +30,14 @@ ALLOWED = {
     "aligner.objective": {"aligner.examples", "aligner.losses", "aligner.metrics", "aligner.unpaired"},
     "aligner.cpu": {"aligner.parallel"},
     "aligner.files": set(),
+    "aligner.selection": {"aligner.errors"},
+    "aligner.sampling": {"aligner.errors"},
+    "aligner.verdicts": set(),
+    "aligner.ratings": set(),
+    "aligner.journal": {"aligner.errors", "aligner.files"},
+    "aligner.engines": {"aligner.rows", "aligner.sampling"},
+    "aligner.kv_cache": set(),
+    "aligner.decoding": {"aligner.kv_cache", "aligner.sampling"},
 }
 TORCH_ONLY = {f"aligner.{n}" for n in ("losses", "unpaired", "logprobs", "metrics", "objective", "batch")}
 TOPS = {"aligner.cli", "aligner.context", "aligner.choices", "aligner"}

@@ -1,5 +1,4 @@
 """Answers by Megatron: the same whatever the batch, the ranks and the kills; those of transformers where greedy."""
-# ruff: noqa: E501
 
 import json
 import signal
@@ -26,17 +25,21 @@ from aligner.sampling import Sampling
 Tiny = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory, tiny_in: Callable[[Path], Tiny]) -> Path:
+def taught(recipe: Any) -> Path:
     """A model that has learned for a few steps what answers look like, so that some end and some do not."""
     import fiddle as fdl
 
     from aligner.recipes import methods
 
-    recipe = methods.sft(tiny_in(tmp_path_factory.mktemp("policy"))("policy", held_out=0))
+    methods.sft(recipe)
     recipe.optim.config.lr = 5e-3
     recipe.trainer.max_steps = recipe.optim.lr_scheduler.max_steps = 12
     return fdl.build(recipe)()
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory, tiny_in: Callable[[Path], Tiny]) -> Path:
+    return taught(tiny_in(tmp_path_factory.mktemp("policy"))("policy", held_out=0))
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +103,15 @@ def test_two_ranks_say_what_one_says(policy: Path, prompts: str, answered: Path,
     assert told(tmp_path / "tensor.jsonl") == told(answered)
 
 
-def test_greedy_text_and_scores_are_those_of_transformers(policy: Path, tmp_path: Path) -> None:
+def test_greedy_text_and_scores_are_those_of_transformers(tiny: Tiny, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from aligner.huggingface import export_hf
 
+    recipe = tiny("unpadded", held_out=0)
+    # An export leaves the vocabulary's padding behind, which takes a little of the probability.
+    recipe.model.config.make_vocab_size_divisible_by = 1
+    policy = taught(recipe)
     hf = AutoModelForCausalLM.from_pretrained(export_hf(str(policy), str(tmp_path / "hf"))).float().eval()
     engine = Megatron(str(policy), batch_size=5)
     questions = [Question(key=str(i), prompt=f"{i}{'+1' * (i % 5)}=", seed=i, source="here:1") for i in range(9)]

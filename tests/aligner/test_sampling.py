@@ -1,5 +1,4 @@
 """Choosing a token, against hand arithmetic."""
-# ruff: noqa: E501
 
 import math
 

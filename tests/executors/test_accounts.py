@@ -53,7 +53,10 @@ def test_a_job_is_followed_by_its_accounts(home: Path, tiny: Tiny, tmp_path: Pat
 
 
 def by_ssh(home: Path, **settings: Any) -> Any:
-    given = {"ssh": f"root@127.0.0.1:{(home / 'port').read_text()}", "ssh_identity": str(home / "ssh/user")}
+    given: dict[str, Any] = {
+        "ssh": f"root@127.0.0.1:{(home / 'port').read_text()}",
+        "ssh_identity": str(home / "ssh/user"),
+    }
     activate = f"export PATH={Path(sys.executable).parent}:$PATH"
     return executors.slurm(**SMALL, job_dir=str(home / "there"), setup=[activate], **(given | settings))
 

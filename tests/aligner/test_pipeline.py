@@ -1,0 +1,354 @@
+"""Rounds of self-rewarding on sums: as one job or as several, killed anywhere, the same files and weights."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fiddle as fdl
+import nemo_run as run
+import pytest
+
+from aligner import checkpoints, comparing, executors, journal
+from aligner.choosing import best_responses, select_pairs, spin_pairs
+from aligner.errors import ConfigError, GateError, RowError
+from aligner.pipeline import scores, stages
+from aligner.recipes import rounds, smollm2_135m, tiny_llama
+
+
+def small(dir: Path, name: str = "sums", **settings: Any) -> Any:
+    """Two rounds of the demo's pipeline that take seconds; it learns nothing much."""
+    prompts = dir / "prompts.jsonl"
+    if not prompts.exists():
+        dir.mkdir(parents=True, exist_ok=True)
+        journal.write(prompts, [{"prompt": f"{a}+{b}=", "answer": a + b} for a in range(5) for b in range(4)])
+    recipe = tiny_llama.self_rewarding_recipe(
+        dir=str(dir), name=name, prompts=str(prompts), iterations=2, samples=4, **settings
+    )
+    learns = [recipe.start, *(one.align for one in recipe.rounds)]
+    for run_ in learns:
+        run_.model.config.num_layers, run_.model.config.hidden_size, run_.model.config.ffn_hidden_size = 2, 64, 96
+        run_.data.micro_batch_size = run_.data.global_batch_size = 4
+        run_.trainer.max_steps = run_.optim.lr_scheduler.max_steps = 4
+        run_.log.ckpt.every_n_train_steps = 2
+    recipe.start.data.micro_batch_size = recipe.start.data.global_batch_size = 64
+    recipe.start.trainer.max_steps = recipe.start.optim.lr_scheduler.max_steps = 40
+    recipe.start.optim.config.lr = 5e-3
+    for one in recipe.rounds:
+        # Any judge does that tells answers apart: here by their length.
+        one.judge.judge.function = run.Partial(by_length)
+        one.evaluate.judge.function = run.Partial(by_length)
+        one.evaluate.prompts = str(prompts)
+        one.generate.engine.batch_size = 8
+    return recipe
+
+
+def by_length(row: Any, response: str) -> float:
+    return float(len(response) == 2)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline in one job, undisturbed."""
+    folder = tmp_path_factory.mktemp("rounds") / "it's größer"
+    fdl.build(small(folder))()
+    return folder / "sums"
+
+
+FILES = ("candidates.jsonl", "judgements.jsonl", "train.jsonl", "score.answers.jsonl", "score.json")
+
+
+def same(one: Path, other: Path) -> None:
+    """Files to the last byte, weights to the last bit."""
+    for i in (1, 2):
+        for name in FILES:
+            assert (one / f"iteration-{i}" / name).read_bytes() == (other / f"iteration-{i}" / name).read_bytes(), (
+                i,
+                name,
+            )
+        newest = [checkpoints.newest(folder / f"iteration-{i}/policy") for folder in (one, other)]
+        assert newest[0] and newest[1]
+        assert comparing.first_difference(*(comparing.read(path) for path in newest if path)) is None
+
+
+def test_a_round_can_be_read(done: Path) -> None:
+    for i in (1, 2):
+        here = done / f"iteration-{i}"
+        pairs = list(journal.read(here / "train.jsonl"))
+        assert pairs
+        answers = {row["key"]: row["response"] for row in journal.read(here / "candidates.jsonl")}
+        for pair in pairs:
+            assert (pair["chosen_reward"], pair["rejected_reward"]) == (1.0, 0.0)
+            assert len(pair["chosen_response"]) == 2 != len(pair["rejected_response"])
+            assert answers[pair["chosen_key"]] == pair["chosen_response"]
+        told = json.loads((here / "train.jsonl.report.json").read_text())
+        assert told["metrics"]["pairs"] == len(pairs) and told["metrics"]["prompts"] == 20
+        assert sum(told["outcomes"].values()) == 20
+        page = (here / "train.jsonl.report.html").read_text()
+        assert (
+            "<svg" in page
+            and pairs[0]["prompt"] in page
+            and "http"
+            not in page.split("</style>")[1]
+            .replace("http://www.w3.org", "")
+            .replace("http://purl.org", "")
+            .replace("https://matplotlib.org", "")
+            .replace("http://creativecommons.org", "")
+        )
+    assert scores(done) == [json.loads((done / f"iteration-{i}/score.json").read_text())["score"] for i in (1, 2)]
+    # The second round answers with what the first one learned.
+    first, second = (
+        {row["response"] for row in journal.read(done / f"iteration-{i}/candidates.jsonl")} for i in (1, 2)
+    )
+    assert first != second
+
+
+def test_again_it_is_there(done: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("*.safetensors")} | {
+        path: path.stat().st_mtime_ns for path in done.rglob("candidates.jsonl")
+    }
+    fdl.build(small(done.parent))()
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_stages_as_jobs_leave_the_same(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """`executors.launch` on this machine: each stage a process, those that are done skipped."""
+    monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115
+    recipe = small(tmp_path)
+    shutil.copytree(done / "start", tmp_path / "sums/start")
+    # Functions of a test are not for shipping.
+    for one in recipe.rounds:
+        one.judge.judge.function = one.evaluate.judge.function = run.Partial(_shipped())
+    found = {
+        name: stage
+        for name, stage in stages(recipe).items()
+        if name in ("iteration-1-generate", "iteration-1-judge", "iteration-1-select")
+    }
+    executors.launch(found, executors.local(), name="sums")
+    assert (tmp_path / "sums/iteration-1/candidates.jsonl").read_bytes() == (
+        done / "iteration-1/candidates.jsonl"
+    ).read_bytes()
+    capfd.readouterr()
+    executors.launch(found, executors.local(), name="sums")
+    assert capfd.readouterr().err.count("has succeeded before") == 3
+
+
+def _shipped() -> Any:
+    from aligner.verifiers import exact_match
+
+    return exact_match
+
+
+def test_all_stages_have_names_and_order(tmp_path: Path) -> None:
+    names = list(stages(tiny_llama.self_rewarding_recipe(dir=str(tmp_path), iterations=2)))
+    parts = ("generate", "judge", "select", "align", "evaluate")
+    assert names == ["start", *(f"iteration-{i}-{part}" for i in (1, 2) for part in parts)]
+    meta = stages(smollm2_135m.meta_rewarding_recipe(dir=str(tmp_path), iterations=1))
+    assert list(meta) == [f"iteration-1-{part}" for part in ("generate", "judge", "meta", "select", "align")]
+
+
+JOB = """
+import sys
+import fiddle as fdl
+from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
+if __name__ == "__main__":
+    fdl.build(ZlibJSONSerializer().deserialize(open(sys.argv[1]).read()))()
+"""
+
+
+def killed_when(there: Callable[[], bool], recipe: Any, folder: Path) -> None:
+    """Run a pipeline in a process of its own, and end it by SIGKILL at a moment."""
+    from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
+
+    (folder / "job").write_text(ZlibJSONSerializer().serialize(recipe))
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen([sys.executable, "-c", JOB, str(folder / "job")], env=env, start_new_session=True)
+    end = time.monotonic() + 200
+    while not there():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory, done: Path) -> Iterator[Path]:
+    """The pipeline with a judge that can be shipped, from the same start."""
+    folder = tmp_path_factory.mktemp("exact")
+    shutil.copytree(done / "start", folder / "sums/start")
+    fdl.build(shippable(folder))()
+    yield folder / "sums"
+
+
+def shippable(folder: Path) -> Any:
+    from aligner.verifiers import instructions
+
+    recipe = small(folder)
+    prompts = folder / "prompts.jsonl"
+    rows = [{"prompt": f"{a}+{b}=", "rules": [{"matches": "^..$"}]} for a in range(5) for b in range(4)]
+    journal.write(prompts, rows)
+    for one in recipe.rounds:
+        for judge in (one.judge.judge, one.evaluate.judge):
+            judge.function = run.Partial(instructions, field="rules")
+    return recipe
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "generating": lambda at: lines(at / "iteration-1/candidates.jsonl.parts/00000.jsonl") >= 5,
+    "between generating and judging": lambda at: (at / "iteration-1/candidates.jsonl").exists(),
+    "judging": lambda at: (at / "iteration-1/judgements.jsonl.parts").exists(),
+    "selecting": lambda at: (at / "iteration-1/train.jsonl.report.json").exists(),
+    "between selecting and aligning": lambda at: (at / "iteration-1/train.jsonl").exists(),
+    "aligning": lambda at: (at / "iteration-1/policy/checkpoints/step=2").exists(),
+    "evaluating": lambda at: lines(at / "iteration-1/score.answers.jsonl.parts/00000.jsonl") >= 3,
+    "the second round": lambda at: lines(at / "iteration-2/candidates.jsonl.parts/00000.jsonl") >= 5,
+    "the second aligning": lambda at: (at / "iteration-2/policy/checkpoints/step=2").exists(),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_anywhere_changes_nothing(exact: Path, tmp_path: Path, moment: str) -> None:
+    shutil.copytree(exact / "start", tmp_path / "sums/start")
+    killed_when(lambda: MOMENTS[moment](tmp_path / "sums"), shippable(tmp_path), tmp_path)
+    fdl.build(shippable(tmp_path))()
+    same(exact, tmp_path / "sums")
+
+
+def test_a_file_made_by_hand_takes_the_place_of_a_stage(done: Path, tmp_path: Path) -> None:
+    journal.write(tmp_path / "p.jsonl", [{"id": "a", "prompt": "1+1="}])
+    journal.write(
+        tmp_path / "c.jsonl",
+        [{"key": f"a/{i}", "response": text, "tokens": 1, "finish": "stop"} for i, text in enumerate("23")],
+    )
+    journal.write(tmp_path / "j.jsonl", [{"key": "a/0/0", "score": 5}, {"key": "a/1/0", "score": 1}])
+    (row,) = journal.read(select_pairs(*(str(tmp_path / f"{name}.jsonl") for name in "pcj"), str(tmp_path / "t.jsonl")))
+    assert (row["chosen_response"], row["rejected_response"]) == ("2", "3")
+
+
+def test_too_few_pairs_stop_the_run(tmp_path: Path) -> None:
+    journal.write(tmp_path / "p.jsonl", [{"id": str(i), "prompt": f"{i}+1="} for i in range(10)])
+    journal.write(
+        tmp_path / "c.jsonl",
+        [{"key": f"{i}/{j}", "response": f"{j}", "tokens": 1, "finish": "stop"} for i in range(10) for j in range(2)],
+    )
+    journal.write(tmp_path / "j.jsonl", [{"key": f"{i}/{j}/0", "score": 5} for i in range(10) for j in range(2)])
+    files = [str(tmp_path / f"{name}.jsonl") for name in "pcj"]
+    with pytest.raises(
+        GateError, match=r"0 of 10 prompts give a pair, fewer than least_share=0.05: 10 have equal scores alone"
+    ):
+        select_pairs(*files, str(tmp_path / "t.jsonl"))
+    told = json.loads((tmp_path / "t.jsonl.report.json").read_text())
+    assert not (tmp_path / "t.jsonl").exists()
+    assert any("highest score 100%" in text for text in told["warnings"]) and any(
+        "few prompts" in text for text in told["warnings"]
+    )
+
+
+def test_judge_pairs_have_a_cap_that_is_one(tmp_path: Path) -> None:
+    journal.write(tmp_path / "p.jsonl", [{"id": str(i), "prompt": f"{i}+1="} for i in range(20)])
+    journal.write(
+        tmp_path / "c.jsonl",
+        [{"key": f"{i}/{j}", "response": f"{j}", "tokens": 1, "finish": "stop"} for i in range(20) for j in range(2)],
+    )
+    journal.write(
+        tmp_path / "j.jsonl", [{"key": f"{i}/{j}/0", "score": 5 * (j and i < 17)} for i in range(20) for j in range(2)]
+    )
+    journal.write(
+        tmp_path / "m.jsonl",
+        [
+            {
+                "prompt": f"judge {i}",
+                "chosen_response": "a",
+                "rejected_response": "b",
+                "chosen_reward": 1.0,
+                "rejected_reward": 0.0,
+            }
+            for i in range(9)
+        ],
+    )
+    files = [str(tmp_path / f"{name}.jsonl") for name in "pcj"]
+    rows = list(
+        journal.read(
+            select_pairs(*files, str(tmp_path / "t.jsonl"), judge_pairs=str(tmp_path / "m.jsonl"), judge_share=0.15)
+        )
+    )
+    judged = [row for row in rows if row["prompt"].startswith("judge")]
+    # 3 of 20 is 15 %; bad prompts are dropped, not replaced.
+    assert len(rows) == 20 and len(judged) == 3
+    told = json.loads((tmp_path / "t.jsonl.report.json").read_text())["metrics"]
+    assert (told["judge_pairs"], told["judge_pairs_left_out"], told["dropped_tied"]) == (3, 6, 3)
+
+
+def test_spin_takes_the_given_answer_and_rejection_sampling_the_best(tmp_path: Path) -> None:
+    prompts = [
+        {"id": "a", "prompt": "1+1=", "response": "2"}, {"id": "b", "prompt": "2+2=", "response": "4"},
+        {"id": "c", "messages": [{"role": "user", "content": "3+3?"}, {"role": "assistant", "content": "6"}]},
+    ]  # fmt: skip
+    journal.write(tmp_path / "p.jsonl", prompts)
+    answers = [
+        ("a/0", "2", "stop"),
+        ("a/1", "5", "stop"),
+        ("b/0", "4 or", "length"),
+        ("b/1", "7 or", "length"),
+        ("c/0", "9", "stop"),
+        ("c/1", "8", "stop"),
+    ]
+    journal.write(
+        tmp_path / "c.jsonl",
+        [{"key": key, "response": text, "tokens": 1, "finish": finish} for key, text, finish in answers],
+    )
+    rows = list(
+        journal.read(spin_pairs(str(tmp_path / "p.jsonl"), str(tmp_path / "c.jsonl"), str(tmp_path / "s.jsonl")))
+    )
+    assert [(row["chosen_response"], row["rejected_response"]) for row in rows] == [("2", "5"), ("6", "9")]
+    journal.write(
+        tmp_path / "j.jsonl",
+        [{"key": f"{key}/0", "score": score} for key, score in (("a/0", 1), ("a/1", 0), ("c/0", 0), ("c/1", 0.5))],
+    )
+    files = [str(tmp_path / f"{name}.jsonl") for name in "pcj"]
+    assert [row["response"] for row in journal.read(best_responses(*files, str(tmp_path / "b.jsonl")))] == ["2", "8"]
+    assert [
+        row["response"] for row in journal.read(best_responses(*files, str(tmp_path / "d.jsonl"), at_least=1.0))
+    ] == ["2"]
+    with pytest.raises(RowError, match="no answer is good enough"):
+        best_responses(*files, str(tmp_path / "e.jsonl"), at_least=2.0)
+    journal.write(tmp_path / "p.jsonl", [{"id": "a", "prompt": "1+1="}, *prompts[1:]])
+    with pytest.raises(RowError, match=r"p.jsonl:1: has no 'response' that spin could choose"):
+        spin_pairs(str(tmp_path / "p.jsonl"), str(tmp_path / "c.jsonl"), str(tmp_path / "s.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta": [0.1, 0.2]}, "beta: has 2 values for 3 iterations"),
+        ({"length_control": [0.0]}, "length_control: has 1 values for 3 iterations"),
+        ({"iterations": 0}, "iterations: must be at least 1"),
+    ],
+)
+def test_lists_are_as_long_as_the_iterations(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_llama.self_rewarding_recipe(**settings)
+
+
+def test_values_of_an_iteration_arrive_there() -> None:
+    recipe: Any = tiny_llama.self_rewarding_recipe(beta=[0.1, 0.2, 0.3], length_control=[0.0, 0.0, 0.1])
+    assert [one.align.loss.beta for one in recipe.rounds] == [0.1, 0.2, 0.3]
+    assert [one.select.length_control for one in recipe.rounds] == [0.0, 0.0, 0.1]
+    assert len({one.generate.seed for one in recipe.rounds}) == 3
+    assert [one.generate.engine.checkpoint for one in recipe.rounds][1:] == [
+        f"runs/tiny_self_rewarding/iteration-{i}/policy" for i in (1, 2)
+    ]
+    assert recipe.rounds[1].align.resume.restore_config.path == "runs/tiny_self_rewarding/iteration-1/policy"
+    assert rounds.per_iteration("x", 1, 2) == [1, 1]
