@@ -20,6 +20,12 @@ MISTAKES = [
     (["-f", "tiny_sft", "-y", "--dryrun", "trainer.devices=2"], "2 x 1 = 2 ranks, but 1 were started"),
     (["-f", "tiny_sft", "-y", "--dryrun", "data.global_batch_size=33"], "33 cannot be cut into micro-batches"),
     (["--factory", "tiny_dpo", "-y", "run.executor=nowhere"], "nowhere"),
+    (
+        ["self-reward", "--factory", "tiny_spin", "-y", "judge.samples=1"],
+        "judge.samples: this recipe has nothing of that to set",
+    ),
+    (["self-reward", "--factory", "tiny_spin", "-y", "align.los.beta=1"], "there is nothing to set below 'los'"),
+    (["self-reward", "-f", "tiny_self_rewarding(beta=[0.1])", "-y"], "beta: has 1 values for 3 iterations"),
     (["--factory", "tiny_dpo", "-y", "model.config.attention_backend=fast"], "'fast' is not one of flash, fused, unf"),
     (["--factory", "tiny_dpo", "-y", "limits.max_time_per_run=3h"], "limits.max_time_per_run: '3h' is not a time"),
     (["--factory", "tiny_dpo", "-y", "data.batching=pack"], "data.batching: 'pack' is not one of 'padded', 'length_g"),
@@ -36,8 +42,13 @@ COMMANDS = {
     "from yaml": ["align", "--yaml", "recipe.yaml", "trainer.max_steps=7", "--dryrun", "-y"],
     "settings": ["align", "--factory", "tiny_dpo", *SETTINGS, "--to-yaml", "settings.yaml"],
     "verify help": ["verify-resume", "--help"],
+    "rounds": [
+        *["self-reward", "--factory", "tiny_self_rewarding", "generate.samples=3", "align.loss.beta=0.2"],
+        "--to-yaml",
+        "r.yaml",
+    ],
     "chosen": ["align", "--factory", "tiny_dpo", *CHOSEN, "--to-yaml", "chosen.yaml"],
-    **{message: ["align", *arguments] for arguments, message in MISTAKES},
+    **{message: [*(["align"] if a[0].startswith("-") else []), *a] for a, message in MISTAKES},
 }
 
 
@@ -64,7 +75,19 @@ def typed(folder: Path) -> dict[str, Typed]:
 def test_our_commands_stand_beside_nemos(typed: dict[str, Typed]) -> None:
     done = typed["help"]
     assert done.code == 0
-    ours = ("align", "verify-resume", "import-hf", "export-hf", "merge", "lint-preferences", "pack-preferences")
+    ours = (
+        "align",
+        "self-reward",
+        "generate-responses",
+        "judge-responses",
+        "meta-judge",
+        "verify-resume",
+        "import-hf",
+        "export-hf",
+        "merge",
+        "lint-preferences",
+        "pack-preferences",
+    )
     for command in (*ours, "pretrain", "finetune", "export"):
         assert f" {command} " in done.said
     assert "could not register" not in done.errors
@@ -123,3 +146,9 @@ def test_settings_of_long_runs_are_understood(typed: dict[str, Typed], folder: P
     assert (recipe.log.ckpt.monitor, recipe.log.ckpt.every_n_minutes) == ("val/loss", 30)
     assert recipe.model.config.attention_backend.name == "unfused"
     assert typed["verify help"].code == 0 and "kill -9" in typed["verify help"].said
+
+
+def test_what_is_set_of_a_stage_is_set_in_every_round(typed: dict[str, Typed], folder: Path) -> None:
+    assert typed["rounds"].code == 0, typed["rounds"].errors
+    rounds = yaml.safe_load((folder / "r.yaml").read_text())["rounds"]
+    assert [(one["generate"]["samples"], one["align"]["loss"]["beta"]) for one in rounds] == [(3, 0.2)] * 3

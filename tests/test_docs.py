@@ -123,6 +123,25 @@ def test_stages_of_the_docs_follow_each_other(block: str, demo: tuple[Path, str]
     assert dpo[0]["val/loss"] == pytest.approx(0.6931471806, abs=1e-6)
 
 
+def test_rounds_of_the_docs_are_understood(demo: tuple[Path, str]) -> None:
+    """Generating is done as it is written, on the demo's run; pipelines are shown; a server is not there."""
+    folder, _ = demo
+    (folder / "prompts.jsonl").write_text('{"prompt": "1+1="}\n{"prompt": "2+2="}\n')
+    asked = [words for _, words in commands() if words[2:3] in (["generate-responses"], ["judge-responses"])]
+    rounds = [[*words, "--dryrun"] for _, words in commands() if words[2:3] == ["self-reward"]]
+    assert len(asked) == 2 and rounds
+    (made, *_), (judged, *_), *shown = nemo_each([words[1:] for words in [*asked, *rounds]], folder)
+    assert made == 0 and len((folder / "candidates.jsonl").read_text().splitlines()) == 8
+    assert judged == 1
+    for code, said, errors in shown:
+        assert code == 0, errors[-3000:]
+        assert "rounds" in said
+    (block,) = [b for page, b in blocks("python") if page == "self_rewarding.md"]
+    held: dict[str, object] = {}
+    exec(block, held)
+    assert "recipe" in held
+
+
 def test_packs_of_the_docs_are_made_as_their_run_wants_them() -> None:
     from aligner.recipes import smollm2_135m
 

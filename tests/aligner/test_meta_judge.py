@@ -96,7 +96,7 @@ class Scripted(Engine):
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> list[str]:
+def files(tmp_path: Path) -> tuple[str, str, str]:
     """Two prompts; of the first, answer 1 is disputed more than answer 0; nobody disputes the second's."""
     journal.write(tmp_path / "p.jsonl", [{"id": "p", "prompt": "2+2="}, {"id": "q", "prompt": "3+3="}])
     answers = [("p/0", "4"), ("p/1", "5"), ("q/0", "6")]
@@ -111,7 +111,7 @@ def files(tmp_path: Path) -> list[str]:
         tmp_path / "j.jsonl",
         [{"key": key, "score": score, "judgement": text, "finish": "stop"} for key, score, text in judged],
     )
-    return [str(tmp_path / f"{name}.jsonl") for name in "pcj"]
+    return str(tmp_path / "p.jsonl"), str(tmp_path / "c.jsonl"), str(tmp_path / "j.jsonl")
 
 
 def by_wisdom(prompt: str) -> str:
@@ -121,7 +121,7 @@ def by_wisdom(prompt: str) -> str:
     return f"**Winner:** [Judgement {'A' if order.index(shown[0]) < order.index(shown[1]) else 'B'}]"
 
 
-def test_the_best_judgement_is_chosen_over_the_worst(files: list[str], tmp_path: Path, capfd: Any) -> None:
+def test_the_best_judgement_is_chosen_over_the_worst(files: tuple[str, str, str], tmp_path: Path, capfd: Any) -> None:
     engine = Scripted(by_wisdom)
     output = meta_judge(*files, str(tmp_path / "m.jsonl"), engine, ModelJudge(engine), most_of_a_score=1.0)
     battles = list(journal.read(tmp_path / "m.jsonl.battles.jsonl"))
@@ -135,7 +135,9 @@ def test_the_best_judgement_is_chosen_over_the_worst(files: list[str], tmp_path:
 
 
 @pytest.mark.parametrize("reply", [lambda _: "I cannot say.", lambda _: "Winner: A"])
-def test_no_verdict_and_a_verdict_for_the_place_make_no_pair(files: list[str], tmp_path: Path, reply: Any) -> None:
+def test_no_verdict_and_a_verdict_for_the_place_make_no_pair(
+    files: tuple[str, str, str], tmp_path: Path, reply: Any
+) -> None:
     engine = Scripted(reply)
     assert list(journal.read(meta_judge(*files, str(tmp_path / "m.jsonl"), engine, ModelJudge(engine)))) == []
 

@@ -200,6 +200,11 @@ def shippable(folder: Path) -> Any:
     return recipe
 
 
+def named(folder: Path) -> tuple[str, str, str]:
+    """Prompts, candidates, judgements."""
+    return str(folder / "p.jsonl"), str(folder / "c.jsonl"), str(folder / "j.jsonl")
+
+
 def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
@@ -233,7 +238,7 @@ def test_a_file_made_by_hand_takes_the_place_of_a_stage(done: Path, tmp_path: Pa
         [{"key": f"a/{i}", "response": text, "tokens": 1, "finish": "stop"} for i, text in enumerate("23")],
     )
     journal.write(tmp_path / "j.jsonl", [{"key": "a/0/0", "score": 5}, {"key": "a/1/0", "score": 1}])
-    (row,) = journal.read(select_pairs(*(str(tmp_path / f"{name}.jsonl") for name in "pcj"), str(tmp_path / "t.jsonl")))
+    (row,) = journal.read(select_pairs(*named(tmp_path), str(tmp_path / "t.jsonl")))
     assert (row["chosen_response"], row["rejected_response"]) == ("2", "3")
 
 
@@ -244,7 +249,7 @@ def test_too_few_pairs_stop_the_run(tmp_path: Path) -> None:
         [{"key": f"{i}/{j}", "response": f"{j}", "tokens": 1, "finish": "stop"} for i in range(10) for j in range(2)],
     )
     journal.write(tmp_path / "j.jsonl", [{"key": f"{i}/{j}/0", "score": 5} for i in range(10) for j in range(2)])
-    files = [str(tmp_path / f"{name}.jsonl") for name in "pcj"]
+    files = named(tmp_path)
     with pytest.raises(
         GateError, match=r"0 of 10 prompts give a pair, fewer than least_share=0.05: 10 have equal scores alone"
     ):
@@ -278,7 +283,7 @@ def test_judge_pairs_have_a_cap_that_is_one(tmp_path: Path) -> None:
             for i in range(9)
         ],
     )
-    files = [str(tmp_path / f"{name}.jsonl") for name in "pcj"]
+    files = named(tmp_path)
     rows = list(
         journal.read(
             select_pairs(*files, str(tmp_path / "t.jsonl"), judge_pairs=str(tmp_path / "m.jsonl"), judge_share=0.15)
@@ -317,7 +322,7 @@ def test_spin_takes_the_given_answer_and_rejection_sampling_the_best(tmp_path: P
         tmp_path / "j.jsonl",
         [{"key": f"{key}/0", "score": score} for key, score in (("a/0", 1), ("a/1", 0), ("c/0", 0), ("c/1", 0.5))],
     )
-    files = [str(tmp_path / f"{name}.jsonl") for name in "pcj"]
+    files = named(tmp_path)
     assert [row["response"] for row in journal.read(best_responses(*files, str(tmp_path / "b.jsonl")))] == ["2", "8"]
     assert [
         row["response"] for row in journal.read(best_responses(*files, str(tmp_path / "d.jsonl"), at_least=1.0))

@@ -248,3 +248,37 @@ def test_a_time_limit_is_not_an_end(limited: Background, undisturbed: Path, home
     assert not thread.is_alive() and not failed, failed
     assert len(list((home / "runs/limited/provenance").iterdir())) >= 2
     same_weights(undisturbed, home / "runs/limited")
+
+
+@pytest.mark.slow
+def test_a_pipeline_of_self_rewarding_is_jobs_that_follow_each_other(tmp_path: Path) -> None:
+    """The same files from Slurm's jobs, on two nodes, as from one process here."""
+    import fiddle as fdl
+
+    from aligner import pipeline
+
+    def recipe(dir: Path, nodes: int) -> Any:
+        from aligner.recipes import tiny_llama
+
+        dir.mkdir(exist_ok=True)
+        made = tiny_llama.self_rewarding_recipe(dir=str(dir), name="sums", num_nodes=nodes, iterations=1, samples=2)
+        for learns in (made.start, made.rounds[0].align):
+            learns.model.config.num_layers = 2
+            learns.trainer.max_steps = learns.optim.lr_scheduler.max_steps = 100 if learns is made.start else 4
+        made.rounds[0].align.data.global_batch_size = made.rounds[0].align.data.micro_batch_size = 4
+        if nodes == 2:
+            made.start.data.micro_batch_size = 32
+            made.rounds[0].align.data.micro_batch_size = 2
+        return made
+
+    fdl.build(recipe(tmp_path / "here", 1))()
+    jobs = recipe(tmp_path / "there", 2)
+    # Rounding differs with the number of ranks that train, so both begin with the same policy.
+    shutil.copytree(tmp_path / "here/sums/start", tmp_path / "there/sums/start")
+    stages = pipeline.stages(jobs)
+    del stages["start"]
+    executors.launch(stages, on_slurm(), name="sums")
+    for name in ("candidates", "judgements", "train"):
+        one, other = (tmp_path / place / f"sums/iteration-1/{name}.jsonl" for place in ("here", "there"))
+        assert one.read_bytes() == other.read_bytes(), name
+    assert (tmp_path / "there/sums/iteration-1/score.json").is_file()
