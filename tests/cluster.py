@@ -109,6 +109,7 @@ def slurm(folder: Path, *, accounts: bool = False) -> Iterator[dict[str, str]]:
 def sshd(folder: Path, environment: dict[str, str]) -> Iterator[tuple[int, Path]]:
     """A login node on the loopback: its port, and the key that it lets in."""
     need("sshd", "openssh-server", "openssh-client")
+    need("rsync", "rsync")  # by which NeMo-Run sends a job
     folder.mkdir()
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
@@ -134,9 +135,28 @@ Subsystem sftp internal-sftp
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
         wait(lambda: b"listening" in (folder / "log").read_bytes(), "sshd")
-        yield port, folder / "user"
+        with _known(port, (folder / "host.pub").read_text()):
+            yield port, folder / "user"
     finally:
         process.kill()
+
+
+@contextlib.contextmanager
+def _known(port: int, key: str) -> Iterator[None]:
+    """Have ssh know the host, as after a first login; it looks into the home that the system has, whatever HOME says."""
+    import pwd
+
+    known = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ssh/known_hosts"
+    known.parent.mkdir(mode=0o700, exist_ok=True)
+    before = known.read_text() if known.exists() else None
+    known.write_text(f"{before or ''}[127.0.0.1]:{port} {key}")
+    try:
+        yield
+    finally:
+        if before is None:
+            known.unlink()
+        else:
+            known.write_text(before)
 
 
 def _idle(env: dict[str, str]) -> int:
