@@ -69,7 +69,8 @@ def ask(
         engine.barrier()
         if is_first_rank():
             order = {q.key: i for i, q in enumerate(questions)}
-            assert {held["key"] for held in journal.rows()} == order.keys(), "a question was lost, or made up"
+            made = [held["key"] for held in journal.rows()]
+            assert len(made) == len(order) and set(made) == order.keys(), "a question was lost, repeated, or made up"
             journal.finish(lambda held: order[held["key"]])
         engine.barrier()
 

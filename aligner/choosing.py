@@ -4,15 +4,20 @@ Each is a stage: files in, a file of rows out, and beside it a report of what be
 (`aligner.round_report`).
 """
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from aligner import journal, prompts
-from aligner.errors import GateError, RowError
+from aligner import journal, naming, prompts
+from aligner.console import say
+from aligner.errors import ConfigError, GateError, RowError
 from aligner.journal import Row
 from aligner.round_report import RoundReport
-from aligner.selection import Candidate, best, select
+from aligner.selection import Candidate, best, check_control, select
+
+ANSWER = ("key", "response", "tokens", "finish")
+"""What a line of answers must hold."""
 
 
 def select_pairs(
@@ -48,37 +53,62 @@ def select_pairs(
         GateError: too few pairs are left to learn from.
     """
     path = Path(output).expanduser()
+    check_control(length_control)
+    if not 0 <= judge_share < 1:
+        raise ConfigError(f"judge_share: must be from 0 to below 1, found {judge_share}")
     from aligner.process import together
 
     with together() as first:
         if first:
+            made = _journal(
+                path, candidates, judgements, *filter(None, [judge_pairs]), length_control=length_control,
+                prompts=prompts, judge_share=judge_share, least_share=least_share,
+            )  # fmt: skip
+            if made.finished:
+                say(f"{path} is there, whole")
+                return path
             report = RoundReport(high=high)
             rows = []
             for prompt, answers in _answered(prompts, candidates, judgements, report):
                 found = select(answers, length_control=length_control)
                 report.add(prompt, answers, found)
                 if found.chosen and found.rejected:
-                    rows.append(
-                        {
-                            "prompt": prompt.prompt,
-                            "chosen_response": found.chosen.text,
-                            "rejected_response": found.rejected.text,
-                            "chosen_reward": found.chosen.score,
-                            "rejected_reward": found.rejected.score,
-                            "chosen_key": found.chosen.key,
-                            "rejected_key": found.rejected.key,
-                        }
-                    )
+                    rows.append(_pair(prompt, found.chosen, found.rejected))
             rows += _capped(judge_pairs, judge_share, len(rows), report)
             report.write(path)
             if report.pairs < max(1.0, least_share * report.prompts):
                 raise GateError(
                     f"{report.pairs} of {report.prompts} prompts give a pair, fewer than least_share={least_share}: "
-                    f"{report.why()}. Look at {path}.report.html; a judge that tells answers apart, more samples or a "
-                    "higher temperature help"
+                    f"{report.why()}. Look at {path}.report.html; a judge that tells answers apart, "
+                    "more samples or a higher temperature help"
                 )
-            journal.write(path, rows)
+            made.put(rows)
     return path
+
+
+def _journal(path: Path, *inputs: str, prompts: Any, **settings: Any) -> journal.Journal:
+    """What the rows are made of: the content of files, and settings."""
+    asked = naming.short_hash(repr([(p.id, p.row) for p in _prompts(prompts)]).encode())
+    for name in inputs:
+        if not Path(name).expanduser().is_file():
+            raise RowError(f"{name}: no such file; it is made by the stage before")
+    return journal.Journal(path, {"of": {"prompts": asked, "answers": naming.files_hash(*inputs)}, **settings})
+
+
+def _prompts(source: Any) -> list[prompts.Prompt]:
+    return prompts.read(source)
+
+
+def _pair(prompt: prompts.Prompt, chosen: Candidate, rejected: Candidate) -> Row:
+    return {
+        "prompt": prompt.prompt,
+        "chosen_response": chosen.text,
+        "rejected_response": rejected.text,
+        "chosen_reward": chosen.score,
+        "rejected_reward": rejected.score,
+        "chosen_key": chosen.key,
+        "rejected_key": rejected.key,
+    }
 
 
 def _capped(judge_pairs: str | None, share: float, answers: int, report: RoundReport) -> list[Row]:
@@ -88,17 +118,22 @@ def _capped(judge_pairs: str | None, share: float, answers: int, report: RoundRe
     found = list(journal.read(Path(judge_pairs).expanduser()))
     kept = min(len(found), int(share * answers / (1 - share) + 1e-9))
     report.judge_pairs, report.judge_pairs_left_out = kept, len(found) - kept
-    return random.Random(0).sample(found, kept)
+    # By turns of their scores, so that no score takes a larger share than it had.
+    turns: dict[float, list[Row]] = {}
+    for row in random.Random(0).sample(found, len(found)):
+        turns.setdefault(round(row.get("chosen_score", 0.0)), []).append(row)
+    by_turn = [row for rows in itertools.zip_longest(*(turns[score] for score in sorted(turns))) for row in rows if row]
+    return by_turn[:kept]
 
 
 def _answered(source: Any, candidates: str, judgements: str | None, report: RoundReport) -> Any:
     """Each prompt with its answers and their scores."""
     scores: dict[str, list[float]] = {}
-    for row in journal.read(Path(judgements).expanduser()) if judgements else ():
+    for row in journal.read(Path(judgements).expanduser(), ("key", "score")) if judgements else ():
         report.judged(row)
         if row["score"] is not None:
             scores.setdefault(row["key"].rpartition("/")[0], []).append(row["score"])
-    held = list(journal.read(Path(candidates).expanduser()))
+    held = list(journal.read(Path(candidates).expanduser(), ANSWER))
     # The same answer to the same prompt was judged once.
     by_text = {_said(row): scores[row["key"]] for row in held if row["key"] in scores}
     answers: dict[str, list[Candidate]] = {}
@@ -142,6 +177,9 @@ def spin_pairs(prompts: Union[str, list[str]], candidates: str, output: str) -> 
 
     with together() as first:
         if first:
+            made = _journal(path, candidates, prompts=prompts)
+            if made.finished:
+                return path
             report, rows = RoundReport(), []
             for prompt, answers in _answered(prompts, candidates, None, report):
                 given = _given(prompt)
@@ -152,7 +190,7 @@ def spin_pairs(prompts: Union[str, list[str]], candidates: str, output: str) -> 
             report.write(path)
             if not rows:
                 raise RowError(f"{candidates}: no answer ended properly and differs from the given one: {report.why()}")
-            journal.write(path, rows)
+            made.put(rows)
     return path
 
 
@@ -190,15 +228,18 @@ def best_responses(
 
     with together() as first:
         if first:
+            made = _journal(path, candidates, judgements, prompts=prompts, at_least=at_least)
+            if made.finished:
+                return path
             report, rows = RoundReport(), []
             for prompt, answers in _answered(prompts, candidates, judgements, report):
                 found = best(answers)
                 good = found is not None and (at_least is None or found.score >= at_least)
-                report.count("pair" if good else "unended" if found is None else "tied")
+                report.count("pair" if good else "unscored" if found is None else "below")
                 if good and found is not None:
                     rows.append({"prompt": prompt.prompt, "response": found.text, "score": found.score})
             report.write(path)
             if not rows:
                 raise RowError(f"{candidates}: no answer is good enough: {report.why()}")
-            journal.write(path, rows)
+            made.put(rows)
     return path

@@ -210,6 +210,8 @@ class Run:
         done = checkpoints.step_of(self._continued) if self._continued else 0
         if done < max_steps:
             return False
+        # Else a stage whose data or loss was changed would be taken for done.
+        self._compare()
         if self.trainer.is_global_zero:
             print(
                 f"{self.folder} has already made {done} of {max_steps} steps; raise trainer.max_steps to go on, or "

@@ -13,13 +13,20 @@ from aligner.generation import generate_responses
 from aligner.judge import Judge, judge_responses
 
 
+def _mean(scores: list[list[float]]) -> float:
+    """Of the means of those that there are."""
+    known = [statistics.fmean(each) for each in scores if each]
+    return statistics.fmean(known) if known else 0.0
+
+
 def evaluate(prompts: Union[str, list[str]], output: str, engine: Engine, judge: Judge, max_tokens: int = 512) -> Path:
     """Answer prompts greedily and judge the answers; run again, it goes on where it was.
 
     Args:
         prompts: held-out prompts.
-        output: a JSON file to write: `score` (mean of the answers' mean scores, 0 for one that did not end), `ended`,
-            `answers`, `length` (tokens); the answers and judgements are beside it.
+        output: a JSON file to write: `score` (mean of the answers' mean scores, 0 for one that did not end, without
+            those whose judgements cannot be read), `ended`, `answers`, `length` (tokens); the answers and judgements
+            are beside it.
         engine: who answers.
         judge: who judges.
         max_tokens: of an answer.
@@ -41,7 +48,8 @@ def evaluate(prompts: Union[str, list[str]], output: str, engine: Engine, judge:
                     scores.setdefault(row["key"].rpartition("/")[0], []).append(row["score"])
             held = list(journal.read(answers))
             told = {
-                "score": statistics.fmean(statistics.fmean(scores.get(row["key"], [0.0])) for row in held),
+                # One that did not end was not judged; one whose judgements cannot be read says nothing.
+                "score": _mean([[0.0] if row["finish"] != "stop" else scores.get(row["key"], []) for row in held]),
                 "ended": sum(row["finish"] == "stop" for row in held),
                 "answers": len(held),
                 "length": statistics.fmean(row["tokens"] for row in held),

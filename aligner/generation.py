@@ -27,7 +27,7 @@ def generate_responses(
 
     A line of the output is an answer: `key` (`id/sample`), `prompt`, `response`, `tokens`, `finish` (`stop` if it ended
     properly, else `length` or `special`), `logp` (nats, of the answer under the model itself) and `seed`. An answer is
-    a function of the weights, its prompt and its seed; neither ranks nor batches change it.
+    a function of the weights, its prompt and its seed, up to rounding whatever the ranks and the batch.
 
     Args:
         prompts: JSON lines with `prompt`, a file, a folder or several.
@@ -57,8 +57,9 @@ def generate_responses(
     )
     path = Path(output).expanduser()
     asked = _questions(prompts, samples, seed)
-    described = {"prompts": naming.short_hash(repr([(q.key, q.prompt) for q in asked]).encode()), "samples": samples}
-    settings = {**described, "seed": seed, **vars(sampling), "engine": engine.identity()}
+    prompts_hash = naming.short_hash(repr([(q.key.rpartition("/")[0], q.prompt) for q in asked[::samples]]).encode())
+    made_with = {"samples": samples, "seed": seed, **vars(sampling), "engine": engine.identity()}
+    settings = {"of": {"prompts": prompts_hash}, **made_with}
 
     def row(question: Question, answer: Answer) -> Row:
         told = {"prompt": question.prompt, "response": answer.text, "tokens": answer.tokens, "finish": answer.finish}

@@ -95,7 +95,7 @@ def import_once(source: str, cache: Path) -> Path:
     sets up a one-rank Megatron that the training could not take down cleanly.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    target = cache / _cache_name(source)
+    target = cache / cache_name(source)
     with FileLock(f"{target}.lock"):
         if not target.exists():
             done = subprocess.run(
@@ -110,7 +110,7 @@ def import_once(source: str, cache: Path) -> Path:
     return target
 
 
-def _cache_name(source: str) -> str:
+def cache_name(source: str) -> str:
     """A folder name that changes with the content of a local model."""
     name = source.removeprefix("hf://")
     folder = Path(name).expanduser()

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,12 @@ class Megatron(Engine):
 
     _encode: Any = field(default=None, init=False, repr=False)
     _model: Any = field(default=None, init=False, repr=False)
+    _all: Any = field(default=None, init=False, repr=False)
 
     def identity(self) -> dict[str, Any]:
         where = Path(self.checkpoint).expanduser()
         if huggingface.is_source(self.checkpoint):
-            return {"checkpoint": self.checkpoint, "as_chat": self.as_chat}
+            return {"checkpoint": huggingface.cache_name(self.checkpoint), "as_chat": self.as_chat}
         found = checkpoints.require(where, "checkpoint")
         # A run that was trained further leaves other weights under the same name.
         written = (found / "weights/.metadata").stat().st_mtime_ns
@@ -93,8 +95,7 @@ class Megatron(Engine):
         if ranks != started:
             raise ConfigError(
                 f"engine.devices, engine.num_nodes: {self.devices} x {self.num_nodes} = {ranks} ranks, but {started} "
-                f"were started; launch with an executor of as many ranks, as run.executor=local "
-                f"run.executor.ranks={ranks}"
+                f"were started; launch with an executor of as many, or by torchrun --nproc-per-node={self.devices}"
             )
         if ranks % self.tensor_model_parallel_size:
             raise ConfigError(
@@ -131,6 +132,7 @@ class Megatron(Engine):
         if base is not None:
             adapters.made_by(source)(model)
             adapters.load(trainer, source)
+        self._all = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
         inner: Any = trainer.strategy.megatron_parallel[0].eval()
         while not isinstance(inner, GPTModel):  # within NeMo's module, and what its precision wraps it in
             inner = inner.module
@@ -165,7 +167,8 @@ class Megatron(Engine):
         return parallel_state.get_tensor_model_parallel_rank() == 0
 
     def barrier(self) -> None:
-        torch.distributed.barrier()
+        # Not NCCL's, which gives up after ten minutes; ranks end hours apart.
+        torch.distributed.barrier(group=self._all)
 
     def too_long(self, questions: Sequence[Question], sampling: Sampling) -> list[tuple[Question, str]]:
         room = self._longest - sampling.max_tokens

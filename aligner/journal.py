@@ -10,18 +10,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import filelock
+
 from aligner.errors import ConfigError, RowError
-from aligner.files import written_whole
+from aligner.files import PARTIAL, written_whole
 
 Row = dict[str, Any]
 
 
 class Journal:
-    """The rows of one file. `settings` say what they are made of; others than those it was begun with are refused."""
+    """The rows of one file.
+
+    `settings` say what they are made of, the content of files as hashes under `of`; others than those it was begun with
+    are refused.
+    """
 
     def __init__(self, path: Path, settings: Row) -> None:
         self.path, self.settings = path, json.loads(json.dumps(settings))
@@ -30,23 +37,30 @@ class Journal:
 
     @property
     def finished(self) -> bool:
-        """Whether all rows are there.
+        """Whether all rows are there; a file of which nothing says what it was made of is somebody's own.
 
         Raises:
             ConfigError: they are, and were made of something else.
         """
         if not self.path.exists():
             return False
-        self._compare(self.made_with)
+        if self.made_with.exists():
+            self._compare(self.made_with)
         return True
 
     def begin(self) -> None:
         """Make ready to append; one process does, before the others read.
 
         Raises:
-            ConfigError: the rows so far were made of something else.
+            ConfigError: the rows so far were made of something else, or another job makes them.
         """
         self.parts.mkdir(parents=True, exist_ok=True)
+        # The system lets go of it when the process ends, however it ends.
+        self._lock = filelock.FileLock(self.parts / ".lock", timeout=0, is_singleton=True)
+        try:
+            self._lock.acquire()
+        except filelock.Timeout:
+            raise ConfigError(f"output: another job is at work on {self.path}; wait for it, or name another") from None
         note = self.parts / "settings.json"
         if note.exists():
             self._compare(note)
@@ -74,7 +88,17 @@ class Journal:
         with written_whole(self.made_with) as partial:
             shutil.copyfile(self.parts / "settings.json", partial)
         write(self.path, rows)
-        shutil.rmtree(self.parts)
+        self._lock.release(force=True)
+        # First out of sight: what is left of a removal must not be taken for a beginning.
+        gone = self.parts.with_name(f"{self.parts.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
+        self.parts.rename(gone)
+        shutil.rmtree(gone)
+
+    def put(self, rows: Iterable[Row]) -> None:
+        """All rows at once, where they take no time."""
+        with written_whole(self.made_with) as partial:
+            partial.write_text(json.dumps(self.settings, indent=1))
+        write(self.path, rows)
 
     def _files(self) -> list[Path]:
         return sorted(self.parts.glob("*.jsonl"))
@@ -82,10 +106,14 @@ class Journal:
     def _compare(self, note: Path) -> None:
         try:
             held = json.loads(note.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"output: {note} cannot be read ({error}); remove it with {self.path}") from None
+        others = [name for name, known in self.settings.get("of", {}).items() if held.get("of", {}).get(name) != known]
+        if others:
             raise ConfigError(
-                f"output: {self.path} is there, but not what it was made of ({note}); remove it, or name another"
-            ) from None
+                f"{self.path}: was made of other {' and '.join(others)}; remove it to make it anew, or put back what "
+                "they were"
+            )
         for name in sorted(held.keys() | self.settings.keys()):
             if held.get(name) != self.settings.get(name):
                 raise ConfigError(
@@ -110,8 +138,8 @@ def write(path: Path, rows: Iterable[Row]) -> None:
         os.fsync(file.fileno())
 
 
-def read(path: Path) -> Iterator[Row]:
-    """The rows of a file that this package wrote.
+def read(path: Path, needed: Iterable[str] = ()) -> Iterator[Row]:
+    """The rows of a file that this package wrote, or somebody in its place, each with what is needed of it.
 
     Raises:
         RowError: a line is not one.
@@ -126,4 +154,7 @@ def read(path: Path) -> Iterator[Row]:
                 raise RowError(f"{path}:{number}: is not JSON ({error}); remove the line, or the file") from None
             if not isinstance(row, dict):
                 raise RowError(f"{path}:{number}: expected a JSON object, found {line[:60]!r}")
+            for name in needed:
+                if name not in row:
+                    raise RowError(f"{path}:{number}: has no {name!r}; found the keys {', '.join(map(repr, row))}")
             yield row

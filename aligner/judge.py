@@ -22,6 +22,11 @@ from aligner.verdicts import parse_score
 FILLED = {"prompt", "response"}
 
 
+def _row_of(asked: dict[str, prompts.Prompt], row: Row) -> Row:
+    """What the prompt's line holds, which a verifier compares with."""
+    return asked[row["key"].rpartition("/")[0]].row
+
+
 class Judge(abc.ABC):
     """Writes a score for each answer, several where it judges several times."""
 
@@ -52,7 +57,7 @@ def judge_responses(prompts: Union[str, list[str]], candidates: str, output: str
     """
     asked = {prompt.id: prompt for prompt in _prompts(prompts)}
     path, seen, distinct = Path(output).expanduser(), set(), []
-    for row in read(Path(candidates).expanduser()):
+    for row in read(Path(candidates).expanduser(), ("key", "response", "finish")):
         name = str(row["key"]).rpartition("/")[0]
         if name not in asked:
             raise RowError(f"{candidates}: answers a prompt {name!r}, which {prompts} does not hold; was it changed?")
@@ -115,7 +120,7 @@ class ModelJudge(Judge):
             told = {"judgement": answer.text, "tokens": answer.tokens, "finish": answer.finish, "seed": question.seed}
             return {"key": question.key, "score": read_score(answer.text), **told}
 
-        content = repr([(row["key"], row["response"]) for row in candidates])
+        content = repr([(row["key"], row["response"], _row_of(asked, row)) for row in candidates])
         settings = {
             "judge.template": templates.settings_of(self.template),
             "judge.samples": self.samples,
@@ -125,7 +130,7 @@ class ModelJudge(Judge):
             "judge.seed": self.seed,
             **{f"judge.{name}": value for name, value in vars(sampling).items()},
             "judge.engine": self.engine.identity(),
-            "candidates": naming.short_hash(content.encode()),
+            "of": {"prompts or answers": naming.short_hash(content.encode())},
         }
         ask(
             Journal(output, settings), self.engine, questions, sampling, row,
@@ -175,13 +180,13 @@ class Verifier(Judge):
     def score(self, asked: dict[str, prompts.Prompt], candidates: list[Row], output: Path) -> None:
         inner = self.function.func if isinstance(self.function, functools.partial) else self.function
         given = self.function.keywords if isinstance(self.function, functools.partial) else {}
-        content = repr([(row["key"], row["response"]) for row in candidates])
+        content = repr([(row["key"], row["response"], _row_of(asked, row)) for row in candidates])
         journal = Journal(
             output,
             {
                 "judge.function": f"{inner.__module__}.{inner.__qualname__}",
                 "judge.function arguments": {name: repr(value) for name, value in given.items()},
-                "candidates": naming.short_hash(content.encode()),
+                "of": {"prompts or answers": naming.short_hash(content.encode())},
             },
         )
         from aligner.process import together

@@ -101,7 +101,7 @@ def meta_judge(
         "meta.seed": seed,
         **{f"meta.{name}": value for name, value in vars(sampling).items()},
         "engine": engine.identity(),
-        "judgements": naming.short_hash(repr([(each.key, each.judgements) for each in disputed]).encode()),
+        "of": {"judgements": naming.short_hash(repr([(each.key, each.judgements) for each in disputed]).encode())},
     }
     battles = path.with_name(f"{path.name}.battles.jsonl")
     ask(Journal(battles, settings), engine, questions, sampling, row, refuse_long=False, cache=path.parent / "models")
@@ -109,7 +109,10 @@ def meta_judge(
 
     with together() as first:
         if first:
-            journal.write(path, _pairs(disputed, list(journal.read(battles)), judge, most_of_a_score))
+            asked = {"meta.most_of_a_score": most_of_a_score, "judge.template": templates.settings_of(judge.template)}
+            made = Journal(path, {"of": {"battles": naming.files_hash(battles)}, **asked})
+            if not made.finished:
+                made.put(_pairs(disputed, list(journal.read(battles)), judge, most_of_a_score))
     return path
 
 
@@ -185,9 +188,10 @@ def _pair(each: Disputed, fought: list[Comparison], places: Bias, judge: ModelJu
 def _balanced(rows: list[Row], most: float) -> list[Row]:
     """At most a share `most` of the rows with the same better score: else the judge learns to give always that one.
 
-    The largest number of rows is kept for which the share holds.
+    The largest number of rows is kept for which the share holds; of scores too few to keep to it, as many of each.
     """
     classes = Counter(round(row["chosen_score"]) for row in rows)
+    most = max(most, 1 / len(classes)) if len(classes) > 1 else most
     kept = len(rows)
     while kept and sum(min(count, int(most * kept + 1e-9)) for count in classes.values()) < kept:
         kept -= 1

@@ -17,6 +17,14 @@ def short_hash(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
+def files_hash(*paths: str | Path) -> str:
+    """Of the bytes of some files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(hashlib.sha256(Path(path).expanduser().read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
 def tokenizer_hash(hf: Any) -> str:
     """Of everything that decides which tokens a text becomes."""
     hf("")  # leaves no padding or truncation of an earlier call behind

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Winner = Literal["A", "B", "tie"]
+FLAT = 1e-3
+"""Ratings that differ by no more tell nothing apart."""
 REGULAR = 0.01
 """Weight of the prior that keeps ratings finite where one wins every time."""
 
@@ -72,4 +74,6 @@ def ratings(count: int, comparisons: Iterable[Comparison], places: Bias) -> list
     import choix
 
     found = choix.ilsr_pairwise_dense(wins, alpha=REGULAR)
+    if found.max() - found.min() < FLAT:  # a cycle, for example
+        return None
     return [float(value) for value in found - found.mean()]

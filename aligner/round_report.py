@@ -78,7 +78,8 @@ class RoundReport:
         told = {
             "pair": "give a pair", "unended": "have fewer than two answers that ended",
             "unparsed": "have fewer than two scores that could be read", "identical": "have one answer several times",
-            "tied": "have equal scores alone",
+            "tied": "have equal scores alone", "unscored": "have no answer that ended and has a score",
+            "below": "have none that is good enough",
         }  # fmt: skip
         return ", ".join(f"{count} {told.get(name, name)}" for name, count in self.outcomes.most_common())
 

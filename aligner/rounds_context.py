@@ -32,9 +32,10 @@ class RoundsContext(AlignContext):
                 raise ConfigError(f"{arg.partition('=')[0]}: this recipe has nothing of that to set")
             for holder in holders:
                 part = getattr(holder, name)
-                # A judge's settings are what one means, not those of the stage around it.
+                # A judge's settings are what one means, not those of the stage around it; and it is one judge.
                 if name == "judge":
-                    part.judge = override(part.judge, [rest])
+                    for stage in filter(None, (part, holder.meta, holder.evaluate)):
+                        stage.judge = override(stage.judge, [rest])
                 else:
                     setattr(holder, name, override(part, [rest]))
         return recipe

@@ -18,6 +18,10 @@ Reason = Literal["unended", "unparsed", "identical", "tied"]
 be read; all say the same; all scores are equal."""
 
 
+ROUNDING = 1e-6
+"""Means that differ by no more are equal."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One answer to a prompt, and what it was judged."""
@@ -62,8 +66,7 @@ def select(candidates: Iterable[Candidate], *, length_control: float = 0.0) -> S
     Raises:
         ConfigError: ρ is not in [0, 0.5), where no answer could be both.
     """
-    if not 0 <= length_control < 0.5:
-        raise ConfigError(f"length_control: must be from 0 to below 0.5, found {length_control}")
+    check_control(length_control)
     ended = [candidate for candidate in candidates if candidate.ended]
     judged = [candidate for candidate in ended if candidate.scores]
     for found, reason in ((ended, "unended"), (judged, "unparsed")):
@@ -73,18 +76,28 @@ def select(candidates: Iterable[Candidate], *, length_control: float = 0.0) -> S
     if len(distinct) < 2:
         return Selection(reason="identical")
     high, low = (pick(candidate.score for candidate in distinct) for pick in (max, min))
-    if high == low:
+    if high - low <= ROUNDING:
         return Selection(reason="tied")
     slack = length_control * (high - low)
     # The bounds themselves count, whatever the last bit of a mean is.
-    good = [candidate for candidate in distinct if candidate.score >= high - slack - 1e-9]
-    bad = [candidate for candidate in distinct if candidate.score <= low + slack + 1e-9]
+    good = [candidate for candidate in distinct if candidate.score >= high - slack - ROUNDING / 4]
+    bad = [candidate for candidate in distinct if candidate.score <= low + slack + ROUNDING / 4]
     if length_control:
         chosen = min(good, key=lambda c: (c.length, -c.score, c.variance))
         rejected = min(bad, key=lambda c: (-c.length, c.score, c.variance))
     else:
         chosen, rejected = (min(found, key=lambda c: c.variance) for found in (good, bad))
     return Selection(chosen=chosen, rejected=rejected)
+
+
+def check_control(length_control: float) -> None:
+    """See that ρ is one.
+
+    Raises:
+        ConfigError: it is not in [0, 0.5).
+    """
+    if not 0 <= length_control < 0.5:
+        raise ConfigError(f"length_control: must be from 0 to below 0.5, found {length_control}")
 
 
 def best(candidates: Iterable[Candidate]) -> Candidate | None:

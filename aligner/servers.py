@@ -83,7 +83,7 @@ class Server(Engine):
             raise ConfigError(f"engine.key: {self.url} does not accept the key ({error.status_code})") from None
         except openai.OpenAIError as error:
             raise ConfigError(f"engine.url: {self.url} cannot be reached ({error}); is the server up?") from None
-        except ValueError as error:
+        except (ValueError, AttributeError) as error:
             raise ConfigError(f"engine.url: {self.url} does not answer in OpenAI's protocol ({error})") from None
         if self.model not in known:
             raise ConfigError(f"engine.model: {self.url} has no {self.model!r}; it has: {', '.join(known) or 'none'}")

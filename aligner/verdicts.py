@@ -6,48 +6,67 @@ import re
 import unicodedata
 from typing import Literal
 
-KEYS = (
-    r"(?:total|final|overall)\s+(?:score|points|rating|grade|marks?)|score|points|rating|grade|marks?"
-    r"|punktzahl|bewertung|note|puntuaci[oó]n|puntaje|pontuaç[aã]o|nota|оценка|баллы?|评分|得分|分数|スコア|点数|점수"
+OTHERS = (
+    r"punktzahl|bewertung|puntuaci[oó]n|puntaje|pontuaç[aã]o|оценка|баллы?|评分|得分|分数|スコア|点数|점수"
+    # Also words for a remark, so a number alone must follow.
+    r"|(?:note|nota)(?=\s*:\s*\d+(?:[.,]\d+)?(?:\s*/\s*\d+)?\s*$)"
 )
 """How judges call a score, in some languages."""
-FILLED = (
-    r"(?:[^\w\n.+\-]|\n|\b(?:is|of|was|be|would|should|a|an|the|to|this|response|answer|equals|given|awarded|boxed)\b)"
-)
-"""What may stand between that and the number: marks, brackets, line breaks, a few words."""
 NUMBER = r"-?\d+(?:[.,]\d+)?"
 WORDS = {
     name: float(i)
-    for i, name in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
+    for i, name in enumerate(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"))
 }
+SUM = rf"{NUMBER}(?:\s*\+\s*{NUMBER})*(?:\s*=\s*{NUMBER})?"
+VALUE = rf"(?P<number>{SUM}|\b(?:{'|'.join(WORDS)})\b)(?=(?P<rest>[^\n]{{0,40}}))"
+OF_A_SCALE = (
+    r"(?:[\s:]*\([^)\n]*(?:out of|scale|max|/|-|\bto\b)[^)\n]*\))?"
+    r"(?:\s*(?:out of|on a scale of|from)\s*\d+(?:\s*(?:to|-)\s*\d+)?)?"
+)
+"""What may be said of the scale before the score."""
+BEGINNING = r"(?<![^\W_])"
 STATED = re.compile(
-    rf"(?<![^\W_])(?:{KEYS})(?![^\W_])"
-    rf"(?:[\s:]*\([^)\n]{{0,40}}\))?(?:\s*(?:out of|on a scale of)\s*\d+(?:\s*(?:to|-)\s*\d+)?)?"
-    rf"(?:{FILLED}|-(?=\s)){{0,12}}?"
-    rf"(?P<number>{NUMBER}(?:\s*\+\s*{NUMBER})*(?:\s*=\s*{NUMBER})?|\b(?:{'|'.join(WORDS)})\b)"
-    rf"(?=(?P<rest>[^\n]{{0,24}}))",
+    rf"{BEGINNING}(?:(?:(?:total|final|overall)\s+)?(?:score|rating)s?|(?:total|final|overall)\s+(?:points|grade|marks?)"
+    rf"|{OTHERS})"
+    rf"(?![^\W\d]){OF_A_SCALE}\s*(?:[:=>]|-(?=\s)|\n)(?:[^\w\n.+\-]|\n|\bboxed\b){{0,8}}?{VALUE}",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""`Score: 4`: a word for the score, a sign, the number."""
+SAID = re.compile(
+    rf"{BEGINNING}(?:(?:score|rating)(?![^\W\d]){OF_A_SCALE}"
+    r"(?:[^\w\n.+\-]|\b(?:is|of|was|be|would|should|a|an|the|to|this|response|answer|equals|given|awarded)\b){0,12}?"
+    rf"|(?:points|grade|marks?)(?![^\W\d]){OF_A_SCALE}\s*(?:[:=]|is\b)\s*){VALUE}",
     re.IGNORECASE,
 )
+"""`a score of 4`, `Points: 4`: taken where nothing is stated."""
 BARE = re.compile(rf"(?<![\w.,/])(?P<number>{NUMBER})(?P<rest>\s*(?:/|out of)\s*\d[^\n]{{0,12}})", re.IGNORECASE)
 """`4/5` alone; what follows says whether it is of this scale."""
+SCALE = re.compile(
+    r"[\s\])>}]*(?:\w+\s+)?(?:/|out of|on a scale (?:of|from)(?:\s*\d+\s*(?:to|-))?|von|de|sur)\s*(\d+)", re.IGNORECASE
+)
+NOT_ONE = re.compile(r"\s*(?:%|-\s*\d|,\s*\d|(?:or|to)\s+\d)")
+"""What makes of a number a share, or one of several."""
 DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"))
-MARKUP = str.maketrans("", "", "*_`~\"'\u201c\u201d\u2018\u2019\xab\xbb$\\")
+MARKUP = str.maketrans("_", " ", "*`~\"'\u201c\u201d\u2018\u2019\xab\xbb$\\")
+ASIDE = re.compile(r"(?<=\d)\s*\([^()\d]*\)")
+"""`1 (relevance) + 1 (style)`."""
 
 
 def parse_score(text: str, *, low: float = 0, high: float = 5) -> float | None:
     """The score that a judge states last, or None if there is none that can be read.
 
     Takes what models write: `Score: 4`, `score:4`, `**Score:** 4/5`, `Score: <4>`, `Score: 4.5.`, `{"score": 4}`,
-    `Total points: 1 + 1 + 1 = 3`, a bare `4/5`, digits of any script. The last one stated counts, also where it cannot
-    be taken: outside `low` to `high`, of another scale (`8/10`, `80%`), or a range (`3-4`).
+    `Total points: 1 + 1 + 1 = 3`; where nothing is stated so, `a score of 4` or a bare `4/5`; digits of any script. The
+    last one stated counts, also where it cannot be taken: outside `low` to `high`, of another scale (`8/10`, `80%`), or
+    a range (`3-4`).
     """
-    plain = _plain(text)
-    stated = list(STATED.finditer(plain)) or list(BARE.finditer(plain))
-    if not stated:
+    plain = ASIDE.sub("", _plain(text))
+    found = next((all_ for kind in (STATED, SAID, BARE) if (all_ := list(kind.finditer(plain)))), None)
+    if found is None:
         return None
-    number, rest = stated[-1]["number"].lower(), stated[-1]["rest"]
-    scale = re.match(r"[\s\])>}]*(?:/|out of|von|de|sur)\s*(\d+)", rest, re.IGNORECASE)
-    if (scale and float(scale[1]) != high) or re.match(r"\s*(?:%|-\s*\d|,\s*\d|(?:or|to)\s+\d)", rest):
+    number, rest = found[-1]["number"].lower(), found[-1]["rest"]
+    scale = SCALE.match(rest)
+    if (scale and float(scale[1]) != high) or NOT_ONE.match(rest):
         return None
     value = _value(number)
     return value if low <= value <= high else None
@@ -61,14 +80,26 @@ def _plain(text: str) -> str:
 def _value(number: str) -> float:
     if number in WORDS:
         return WORDS[number]
-    total = number.rsplit("=", 1)[-1] if "=" in number else number
+    first, _, last = number.partition("=")
+    # `1 + 1 + 1 = 3`, and also `3 = 1 + 1 + 1`.
+    total = last if last and "+" in first else first
     return sum(float(part.strip().replace(",", ".")) for part in total.split("+"))
 
 
+NOUN = r"(?:judge?ment|response|answer|option|assistant)"
+OPEN = r"[\[({<\s]*"
+NAME = rf"(?:{NOUN}\s*{OPEN}(?P<named>[ab])|(?-i:(?P<name>[AB])))(?![^\W_])"
+OTHER = rf"(?!{OPEN}[\])}}>]*\s*(?:or\b|and\b|/|\||,){OPEN}(?:{NOUN}\s*)?(?-i:[AB])\b)"
+"""Not where both are named, as where a judge repeats what it was asked."""
 WINNER = re.compile(
-    r"\b(?:winner|better|preferred|verdict|choice)\b\s*(?:is|:|=|-)?\s*[\[({<]*\s*"
-    r"(?:judge?ment|judgment|response|answer|option|assistant)?\s*[\[({<]*\s*"
-    r"(?P<name>[ab]\b|tie\b|both\b|neither\b|draw\b|equal\b)",
+    rf"\b(?:(?:winner|verdict|choice)\s*(?:\bis\b|[:=]|-)|(?:better|preferred|best)\s+(?:{NOUN}\s*(?:\bis\b|[:=])|is\b))"
+    rf"\s*{OPEN}(?:the\s+)?"
+    rf"(?:{NAME}{OTHER}|(?:an?\s+)?(?P<tie>tie\b|both\b|neither\b|draw\b|equal\b))",
+    re.IGNORECASE,
+)
+WINS = re.compile(
+    rf"\b{NOUN}\s+(?-i:(?P<name>[AB]))\s+(?:wins|is\s+(?:clearly\s+)?(?:the\s+(?:winner|better(?:\s+{NOUN})?)|better|preferred))"
+    r"\s*(?:[.:;,\n]|$)",
     re.IGNORECASE,
 )
 BOXED = re.compile(r"\[\[\s*(?P<name>[ABC])\s*\]\]")
@@ -80,8 +111,9 @@ def parse_winner(text: str) -> Literal["A", "B", "tie"] | None:
     Takes `Winner: Judgement A`, `**Winner:** [Judgment B]`, `winner is B.`, `[[A]]`; `tie` and the like are a tie.
     """
     plain = _plain(text)
-    found = list(WINNER.finditer(plain)) or list(BOXED.finditer(plain))
-    if not found:
+    found = next((all_ for kind in (WINNER, WINS, BOXED) if (all_ := list(kind.finditer(plain)))), None)
+    if found is None:
         return None
-    name = found[-1]["name"].upper()
+    held = found[-1].groupdict()
+    name = (held.get("named") or held.get("name") or "").upper()
     return "A" if name == "A" else "B" if name == "B" else "tie"

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,11 @@ def exact_match(row: Row, response: str, field: str = "answer") -> float:
 def last_number(row: Row, response: str, field: str = "answer") -> float:
     """1 if the last number of the answer is the one under `field`; commas between thousands are allowed."""
     found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", response)
-    return float(bool(found) and float(found[-1].replace(",", "")) == float(str(row[field]).replace(",", "")))
+    try:
+        wanted = float(str(row[field]).replace(",", ""))
+    except ValueError:
+        raise RowError(f"{field}: {row[field]!r} is not a number, in {str(row)[:80]}") from None
+    return float(bool(found) and float(found[-1].replace(",", "")) == wanted)
 
 
 CHECKS: dict[str, Callable[[str, Any], bool]] = {
@@ -57,6 +62,8 @@ def instructions(row: Row, response: str, field: str = "instructions") -> float:
     Raises:
         RowError: there is no such check, or its value does not fit.
     """
+    if not isinstance(row[field], list) or not all(isinstance(each, dict) for each in row[field]):
+        raise RowError(f"{field}: must be a list of checks, [{{'max_words': 50}}], found {str(row[field])[:80]}")
     asked = [item for each in row[field] for item in each.items()]
     if not asked:
         raise RowError(f"{field}: is empty, in {str(row)[:80]}")
@@ -72,23 +79,26 @@ def instructions(row: Row, response: str, field: str = "instructions") -> float:
 
 
 def python_tests(row: Row, response: str, field: str = "tests", seconds: int = 10, memory_mb: int = 1024) -> float:
-    """1 if the answer's Python code, followed by the tests under `field`, runs to its end.
+    """1 if the answer's Python code, and the tests under `field` after it, run to their end.
 
     It runs in a process of its own, in an empty folder, with an empty environment, and with limits on time, memory and
-    files; where Linux lets it, without a network. That holds mistakes and loops, not an attacker: for code that may be
-    hostile run the stage in a container.
+    files; where Linux lets it, without a network and with its children. That holds mistakes and loops, not an attacker:
+    for code that may be hostile run the stage in a container.
     """
-    blocks = re.findall(r"```(?:python|py)?[ \t]*\n(.*?)```", response, flags=re.DOTALL)
-    code = "\n".join(blocks) if blocks else response
+    blocks = re.findall(r"^```([^\n`]*)\n(.*?)^```", response, flags=re.DOTALL | re.MULTILINE)
+    code = "\n".join(text for name, text in blocks if name.strip().lower() in ("", "python", "py", "python3"))
+    # An answer that ends the process early must not pass for one whose tests went well.
+    word = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="python-tests-") as folder:
-        (Path(folder) / "answer.py").write_text(f"{code}\n\n{row[field]}\n")
+        script = f"{code if blocks else response}\n\n{row[field]}\n\nopen({word!r}, 'w').close()\n"
+        (Path(folder) / "answer.py").write_text(script)
         command = [*_without_network(), sys.executable, "-I", "-S", "-B", "answer.py"]
         process = subprocess.Popen(
             command, cwd=folder, env={}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=lambda: _limit(seconds, memory_mb),
         )  # fmt: skip
         try:
-            return float(process.wait(timeout=seconds + 2) == 0)
+            return float(process.wait(timeout=seconds + 2) == 0 and (Path(folder) / word).exists())
         except subprocess.TimeoutExpired:
             return 0.0
         finally:
@@ -113,7 +123,15 @@ def _without_network() -> list[str]:
     """A command that runs another one without a network; nothing where that is not allowed."""
     global _unshare
     if _unshare is None:
-        command = [shutil.which("unshare") or "unshare", "--user", "--map-root-user", "--net"]
+        command = [
+            shutil.which("unshare") or "unshare",
+            "--user",
+            "--map-root-user",
+            "--net",
+            "--pid",
+            "--fork",
+            "--kill-child",
+        ]
         try:
             allowed = subprocess.run([*command, "true"], capture_output=True).returncode == 0
         except OSError:

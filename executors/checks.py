@@ -154,11 +154,13 @@ def _absolute(stage: str, recipe: run.Partial, executor: run.Executor) -> None:
     elsewhere = isinstance(executor, run.SlurmExecutor) and (
         executor.container_image is not None or not isinstance(executor.tunnel, run.LocalTunnel)
     )
-    if elsewhere and log is not None and not os.path.isabs(str(log.log_dir)):
-        raise ConfigError(
-            f"stage {stage!r}: log.log_dir: {log.log_dir!r} is relative, and a job in a container or on another "
-            "machine begins in a folder of its own, where the next one would not look; give an absolute one"
-        )
+    named = {"log.log_dir": log.log_dir} if log is not None else {"output": getattr(recipe, "output", None)}
+    for name, folder in named.items():
+        if elsewhere and folder is not None and not os.path.isabs(str(folder)):
+            raise ConfigError(
+                f"stage {stage!r}: {name}: {folder!r} is relative, and a job in a container or on another machine "
+                "begins in a folder of its own, where the next one would not look; give an absolute one"
+            )
 
 
 # ---- places -------------------------------------------------------------------------------------------------------

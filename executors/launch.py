@@ -119,7 +119,7 @@ def _left(stages: Mapping[str, run.Partial]) -> dict[str, run.Partial]:
     names = list(stages)
     for i, name in enumerate(names):
         try:
-            done = json.loads(_note(stages[name]).read_text())["recipe"]
+            done = json.loads(_note(stages[name]).read_text())["recipe"] if folder_of(stages[name]).exists() else None
         except (OSError, ValueError, KeyError):
             done = None
         if done != _identity(stages[name]):

@@ -12,6 +12,7 @@ from aligner.generation import generate_responses
 from aligner.judge import ModelJudge, judge_responses
 from aligner.meta_judge import meta_judge
 from aligner.pipeline import Round, self_reward
+from aligner.selection import check_control
 
 SEED = 1234
 """Of the first round's answers; each further one has the next."""
@@ -159,6 +160,8 @@ def best_against_worst(
         ConfigError: a list has another length.
     """
     controls = per_iteration("length_control", length_control, iterations)
+    for control in controls:
+        check_control(control)
 
     def made(i: int, named: dict[str, str], prompts: Any) -> run.Partial:
         return run.Partial(

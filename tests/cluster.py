@@ -143,7 +143,7 @@ Subsystem sftp internal-sftp
 
 @contextlib.contextmanager
 def _known(port: int, key: str) -> Iterator[None]:
-    """Have ssh know the host, as after a first login; it looks into the home that the system has, whatever HOME says."""
+    """Have ssh know the host, as after a first login; it looks into the home that the system has, not HOME."""
     import pwd
 
     known = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ssh/known_hosts"

@@ -22,6 +22,8 @@ LONGEST = (
     "docs",
     "parallelism",
     "docker",
+    "pipeline",
+    "generation",
     "layouts",
     "kill",
     "stopping",

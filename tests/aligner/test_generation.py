@@ -1,5 +1,6 @@
 """Answers by Megatron: the same whatever the batch, the ranks and the kills; those of transformers where greedy."""
 
+# ruff: noqa: E501
 import json
 import signal
 import subprocess
@@ -248,8 +249,14 @@ def test_a_journal_knows_what_it_was_made_of(tmp_path: Path) -> None:
     again = Journal(path, {"a": 1})
     again.begin()
     assert again.rows() == [{"key": "x"}] and not again.finished
+    # Another process would wait for nothing.
+    code = f"from pathlib import Path; from aligner.journal import Journal; Journal(Path({str(path)!r}), {{'a': 1}}).begin()"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ConfigError: output: another job is at work on" in other.stderr
     again.finish(lambda row: row["key"])
     assert again.finished
+    with pytest.raises(ConfigError, match=r"a: is 2, but .*rows.jsonl was begun with 1"):
+        assert Journal(path, {"a": 2}).finished
+    # What nobody says of it is somebody's own.
     (tmp_path / "rows.jsonl.settings.json").unlink()
-    with pytest.raises(ConfigError, match="not what it was made of"):
-        assert Journal(path, {"a": 1}).finished
+    assert Journal(path, {"a": 2}).finished

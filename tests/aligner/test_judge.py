@@ -258,6 +258,8 @@ def test_a_function_judges(files: tuple[str, str], tmp_path: Path) -> None:
         (verifiers.python_tests, {"tests": "assert add(1, 2) == 3"}, "Here:\n```python\ndef add(a, b):\n    return a + b\n```", 1),
         (verifiers.python_tests, {"tests": "assert add(1, 2) == 3"}, "def add(a, b): return a - b", 0),
         (verifiers.python_tests, {"tests": ""}, "this is not Python", 0),
+        (verifiers.python_tests, {"tests": "assert False"}, "import sys; sys.exit(0)", 0), (verifiers.python_tests, {"tests": "assert False"}, "import os; os._exit(0)", 0),
+        (verifiers.python_tests, {"tests": "assert x == 1"}, "```bash\npip install x\n```\nThen:\n```Python\nx = 1\n```\nIt prints\n```text\nx\n```", 1),
     ],
 )  # fmt: skip
 def test_verifiers(function: Any, row: dict[str, Any], response: str, score: float) -> None:

@@ -56,10 +56,11 @@ def test_a_consistent_order_is_found_and_finite() -> None:
         [Comparison(0, 1, None), Comparison(1, 0, None)],  # upstream: ValueError from scikit-learn
         [Comparison(0, 1, "tie"), Comparison(1, 0, "tie")],
         [Comparison(0, 1, "A"), Comparison(1, 0, "A")],  # the place won, not the judgement
+        [*both_ways(0, 1), *both_ways(1, 2), *both_ways(2, 0)],
     ],
 )
 def test_nothing_tells_them_apart(fought: list[Comparison]) -> None:
-    assert ratings(2, fought, EVEN) is None
+    assert ratings(3, fought, EVEN) is None
 
 
 def test_one_strong_winner_and_a_tie_is_enough() -> None:
@@ -149,3 +150,6 @@ def test_the_cap_on_a_score_is_a_cap() -> None:
     assert counts[1:] == [3, 3, 1] and counts[0] <= 0.4 * len(kept) and counts[0] == 4
     assert _balanced(rows, 1.0) and len(_balanced(rows, 1.0)) == len(rows)
     assert _balanced([{"chosen_score": 5.0}], 0.4) == []
+    # Two scores cannot keep to 40 %: as many of each.
+    two = [{"chosen_score": score} for score in [5.0] * 20 + [4.0] * 3]
+    assert sorted(row["chosen_score"] for row in _balanced(two, 0.4)) == [4.0] * 3 + [5.0] * 3

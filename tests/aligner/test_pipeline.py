@@ -240,6 +240,11 @@ def test_a_file_made_by_hand_takes_the_place_of_a_stage(done: Path, tmp_path: Pa
     journal.write(tmp_path / "j.jsonl", [{"key": "a/0/0", "score": 5}, {"key": "a/1/0", "score": 1}])
     (row,) = journal.read(select_pairs(*named(tmp_path), str(tmp_path / "t.jsonl")))
     assert (row["chosen_response"], row["rejected_response"]) == ("2", "3")
+    with pytest.raises(ConfigError, match=r"length_control: is 0.1, but .*t.jsonl was begun with 0.0"):
+        select_pairs(*named(tmp_path), str(tmp_path / "t.jsonl"), length_control=0.1)
+    journal.write(tmp_path / "own.jsonl", [{"prompt": "1+1=", "chosen_response": "2", "rejected_response": "4"}])
+    (kept,) = journal.read(select_pairs(*named(tmp_path), str(tmp_path / "own.jsonl")))
+    assert kept["rejected_response"] == "4"
 
 
 def test_too_few_pairs_stop_the_run(tmp_path: Path) -> None:
@@ -251,7 +256,8 @@ def test_too_few_pairs_stop_the_run(tmp_path: Path) -> None:
     journal.write(tmp_path / "j.jsonl", [{"key": f"{i}/{j}/0", "score": 5} for i in range(10) for j in range(2)])
     files = named(tmp_path)
     with pytest.raises(
-        GateError, match=r"0 of 10 prompts give a pair, fewer than least_share=0.05: 10 have equal scores alone"
+        GateError,
+        match=r"0 of 10 prompts give a pair, fewer than least_share=0.05: 10 have equal scores alone",
     ):
         select_pairs(*files, str(tmp_path / "t.jsonl"))
     told = json.loads((tmp_path / "t.jsonl.report.json").read_text())
@@ -331,6 +337,8 @@ def test_spin_takes_the_given_answer_and_rejection_sampling_the_best(tmp_path: P
         best_responses(*files, str(tmp_path / "e.jsonl"), at_least=2.0)
     journal.write(tmp_path / "p.jsonl", [{"id": "a", "prompt": "1+1="}, *prompts[1:]])
     with pytest.raises(RowError, match=r"p.jsonl:1: has no 'response' that spin could choose"):
+        spin_pairs(str(tmp_path / "p.jsonl"), str(tmp_path / "c.jsonl"), str(tmp_path / "new.jsonl"))
+    with pytest.raises(ConfigError, match=r"s.jsonl: was made of other prompts; remove it"):
         spin_pairs(str(tmp_path / "p.jsonl"), str(tmp_path / "c.jsonl"), str(tmp_path / "s.jsonl"))
 
 

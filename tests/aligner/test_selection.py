@@ -53,6 +53,8 @@ def test_pairs(table: Table, rho: float, chosen: str, rejected: str) -> None:
         ([("a", 9, [1]), ("b", 9, [])], "unparsed"),
         ([("a", 9, [2]), ("b", 9, [2]), ("c", 9, [1, 3])], "tied"),
         ([("a", 9, [2]), ("a", 9, [3])], "identical"),
+        # Equal but for the last bit of a mean.
+        ([("a", 9, [0.1, 0.2, 0.3]), ("b", 9, [0.2, 0.2, 0.2])], "tied"),
     ],
 )
 def test_no_pair_has_a_reason(table: Table, reason: str) -> None:

@@ -23,6 +23,14 @@ SCORES: list[tuple[str, float | None]] = [
     # the last one counts
     ("Score: 1 for relevance.\nScore: 5", 5), ("Score: <total points>\n\nScore: 2", 2), ("score of 1 ... Score: 3/5", 3),
     ("Score: 3\n\nScore: 7", None),
+    # what stands around it
+    ("Score: 3 (the answer misses points 4 and 5)", 3), ("Score: 4\n\nNote: 1 point was deducted for brevity.", 4),
+    ("Score: 3 points\n\n1. It is relevant", 3), ("Score: 4 out of 5 points\n\n1. foo", 4), ("Score: 4 = 1 + 1 + 1 + 1", 4),
+    ("Score: 1 (relevance) + 1 (coverage) + 1 (core) = 3", 3), ("Score: 3\n\nPoints: 1 for relevance, 1 for style", 3),
+    ("Score: 4. The explanation suits a grade 5 student.", 4), ("Score: 2\n\nTo reach a score of 5 the answer should", 2),
+    ("Score: (4)\n\n2 criteria were missed", 4), ("Score: 4 on a scale of 10", None), ("Rating: 4 stars out of 10", None),
+    ("Score: 4 on a scale of 1 to 5", 4), ('{"total_score": 4}', 4), ("overall_score: 4", 4), ("Note : 4/5", 4), ("Nota: 4", 4),
+    ("Note: 1 point was deducted", None), ("Grade: 4", 4), ("Points: 2 of them", 2),
     # digits and words of others
     ("Score: ４", 4), ("Score： 4", 4), ("Score: ٤", 4), ("Score: ४", 4), ("评分：4", 4), ("得分: ４", 4), ("スコア：3", 3),
     ("점수: 4", 4), ("Punktzahl: 4", 4), ("Puntuación: 4", 4), ("Оценка: 4", 4),
@@ -56,7 +64,10 @@ def test_the_scale_is_the_callers() -> None:
         ("**Winner:** Judgement A", "A"), ("Winner: [Judgement A]", "A"), ("Winner: [Judgement A | Judgement B]\nWinner: B", "B"),
         ("Winner: Judgement A.", "A"), ("The winner is B.", "B"), ("[[A]]", "A"), ("[[B]]", "B"), ("[[C]]", "tie"),
         ("Winner: tie", "tie"), ("Winner: A\n\nWinner: B", "B"), ("Winner: neither", "tie"), ("", None), ("Winner:", None),
-        ("Judgement A is better argued", None), ("Winner: Alice", None),
+        ("Winner: <A or B>", None), ("Winner: A/B", None), ("Winner: Judgement A | Judgement B", None), ("The winner is a tie.", "tie"),
+        ("Winner: Judgement A and Judgement B are equal", None), ("Winner: a tie", "tie"), ("My verdict is a bit mixed", None),
+        ("Judgement A is better: B misses the point", "A"), ("The better judgement is B.", "B"), ("Judgement B is the winner.", "B"),
+        ("Winner: <A or B>\nWinner: B", "B"), ("Winner: <B>", "B"), ("Judgement A is better argued", None), ("Winner: Alice", None),
     ],
 )  # fmt: skip
 def test_winners(text: str, winner: str | None) -> None:
