@@ -22,7 +22,7 @@ COPY executors executors
 RUN pip install --no-cache-dir --no-deps . \
     && python -c "import importlib.util as u, sys; \
 needed = {'filelock': 'filelock', 'docstring_parser': 'docstring_parser', 'tomli': 'tomli', 'docker': 'docker', \
-'peft': 'peft', 'psutil': 'psutil', 'matplotlib': 'matplotlib', 'mediapy': 'mediapy'}; \
+'peft': 'peft', 'choix': 'choix', 'openai': 'openai', 'psutil': 'psutil', 'matplotlib': 'matplotlib', 'mediapy': 'mediapy'}; \
 print('\n'.join(name for module, name in needed.items() if u.find_spec(module) is None))" > /tmp/missing.txt \
     && pip install --no-cache-dir --requirement /tmp/missing.txt --constraint requirements.lock
 WORKDIR /workspace
