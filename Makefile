@@ -12,9 +12,9 @@ export PYTHONWARNINGS ?= ignore::FutureWarning
 demo: .venv/installed  ## align a tiny model, start to finish
 	$(BIN)/nemo llm align --factory tiny_dpo -y
 
-# Three at a time on two cores: tests of schedulers mostly wait. A file's tests share what they set up.
+# Two at a time: most of a test's time is imports and single-threaded start-up. A file's tests share what they set up.
 test: check  ## lint, format, types and tests
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -46,6 +46,7 @@ def writing(folder: Path) -> bool:
     return bool(whole(folder)) and any(folder.glob("step=20.partial"))
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_saves_goes_on_from_its_newest_whole_checkpoint(tmp_path: Path) -> None:
     kill_when(writing, tmp_path)
     run = tmp_path / "runs/tiny_dpo"

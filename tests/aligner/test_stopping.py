@@ -62,6 +62,7 @@ def test_signals_and_time_end_the_step_save_and_ask_for_another_job(tiny: Tiny, 
         assert steps(tmp_path / "runs" / name) == list(range(8)), name
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_named_with_what_it_does(tiny: Tiny, tmp_path: Path) -> None:
     def job(name: str, **what: Any) -> tuple[int, Any]:
         recipe = tiny(name, num_gpus_per_node=2)

@@ -47,6 +47,7 @@ def test_the_first_difference_is_named() -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_is_not_brought_back_is_found(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", TESTS)
     recipe = tiny()

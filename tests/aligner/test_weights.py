@@ -90,6 +90,7 @@ def test_micro_batches_and_accumulation_change_no_gradient(
         assert differ(tmp_path / "4", tmp_path / name) < 1e-5, name
 
 
+@pytest.mark.slow
 def test_two_ranks_change_no_gradient(gradient: Callable[..., Any], tmp_path: Path) -> None:
     jobs = []
     for loss in LOSSES:
