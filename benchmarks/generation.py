@@ -55,8 +55,9 @@ def theirs(folder: str, texts: list[str], batch: int, tokens: int) -> tuple[floa
 
     def answer(some: list[str], new: int) -> list[list[int]]:
         batch = tokenizer(some, return_tensors="pt", padding=True, add_special_tokens=False)
+        known = {name: batch[name] for name in ("input_ids", "attention_mask")}
         with torch.inference_mode():
-            found = model.generate(**batch, max_new_tokens=new, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+            found = model.generate(**known, max_new_tokens=new, do_sample=False, pad_token_id=tokenizer.pad_token_id)
         return found[:, batch.input_ids.shape[1] :].tolist()
 
     answer(prompts[:batch], 4)
