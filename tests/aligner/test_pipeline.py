@@ -117,6 +117,7 @@ def test_again_it_is_there(done: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+@pytest.mark.slow
 def test_stages_as_jobs_leave_the_same(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     """`executors.launch` on this machine: each stage a process, those that are done skipped."""
     monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115

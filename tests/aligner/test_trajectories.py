@@ -137,6 +137,7 @@ def curve(rows: list[dict[str, float]]) -> list[float]:
     return [row["train/loss"] for row in rows]
 
 
+@pytest.mark.slow
 def test_every_pair_loss_makes_its_own_trajectory(base: Callable[[str], Any]) -> None:
     curves = {}
     for name, formula in HAND.items():
