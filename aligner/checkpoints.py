@@ -155,6 +155,11 @@ def size(folder: Path) -> int:
     return total
 
 
+def written(checkpoint: Path) -> int:
+    """When its weights were written, in nanoseconds: a run that was trained further has others under the same name."""
+    return (checkpoint / WEIGHTS_PATH / ".metadata").stat().st_mtime_ns
+
+
 def require(path: Path, name: str) -> Path:
     """`path` if it is a NeMo 2 checkpoint (its folder, or a run that holds one).
 

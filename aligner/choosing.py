@@ -9,10 +9,11 @@ import random
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from aligner import journal, naming, prompts
+from aligner import journal, naming
 from aligner.console import say
 from aligner.errors import ConfigError, GateError, RowError
 from aligner.journal import Row
+from aligner.prompts import Answered, Prompt, above, read_prompts
 from aligner.round_report import RoundReport
 from aligner.selection import Candidate, best, check_control, select
 
@@ -88,18 +89,14 @@ def select_pairs(
 
 def _journal(path: Path, *inputs: str, prompts: Any, **settings: Any) -> journal.Journal:
     """What the rows are made of: the content of files, and settings."""
-    asked = naming.short_hash(repr([(p.id, p.row) for p in _prompts(prompts)]).encode())
+    asked = naming.short_hash(repr([(p.id, p.row) for p in read_prompts(prompts)]).encode())
     for name in inputs:
         if not Path(name).expanduser().is_file():
             raise RowError(f"{name}: no such file; it is made by the stage before")
     return journal.Journal(path, {"of": {"prompts": asked, "answers": naming.files_hash(*inputs)}, **settings})
 
 
-def _prompts(source: Any) -> list[prompts.Prompt]:
-    return prompts.read(source)
-
-
-def _pair(prompt: prompts.Prompt, chosen: Candidate, rejected: Candidate) -> Row:
+def _pair(prompt: Prompt, chosen: Candidate, rejected: Candidate) -> Row:
     return {
         "prompt": prompt.prompt,
         "chosen_response": chosen.text,
@@ -132,7 +129,7 @@ def _answered(source: Any, candidates: str, judgements: str | None, report: Roun
     for row in journal.read(Path(judgements).expanduser(), ("key", "score")) if judgements else ():
         report.judged(row)
         if row["score"] is not None:
-            scores.setdefault(row["key"].rpartition("/")[0], []).append(row["score"])
+            scores.setdefault(above(row["key"]), []).append(row["score"])
     held = list(journal.read(Path(candidates).expanduser(), ANSWER))
     # The same answer to the same prompt was judged once.
     by_text = {_said(row): scores[row["key"]] for row in held if row["key"] in scores}
@@ -146,16 +143,14 @@ def _answered(source: Any, candidates: str, judgements: str | None, report: Roun
             scores=tuple(by_text.get(_said(row), ())),
         )
         report.answered(row)
-        answers.setdefault(row["key"].rpartition("/")[0], []).append(candidate)
-    asked = {prompt.id: prompt for prompt in prompts.read(source)}
-    for strange in sorted(answers.keys() - asked.keys())[:1]:
-        raise RowError(f"{candidates}: answers a prompt {strange!r}, which {source} does not hold; was it changed?")
-    return [(asked[name], found) for name, found in answers.items()]
+        answers.setdefault(above(row["key"]), []).append(candidate)
+    asked = Answered(source, candidates)
+    return [(asked.prompt(found[0].key), found) for found in answers.values()]
 
 
 def _said(row: Row) -> tuple[str, str]:
     """The prompt's id and the answer."""
-    return row["key"].rpartition("/")[0], row["response"]
+    return above(row["key"]), row["response"]
 
 
 def spin_pairs(prompts: Union[str, list[str]], candidates: str, output: str) -> Path:
@@ -194,7 +189,7 @@ def spin_pairs(prompts: Union[str, list[str]], candidates: str, output: str) -> 
     return path
 
 
-def _given(prompt: prompts.Prompt) -> str:
+def _given(prompt: Prompt) -> str:
     """The answer that a line of prompts holds."""
     row = prompt.row
     answer = row.get("response")

@@ -11,6 +11,7 @@ from aligner.engines import Engine
 from aligner.files import written_whole
 from aligner.generation import generate_responses
 from aligner.judge import Judge, judge_responses
+from aligner.prompts import above
 
 
 def _mean(scores: list[list[float]]) -> float:
@@ -45,7 +46,7 @@ def evaluate(prompts: Union[str, list[str]], output: str, engine: Engine, judge:
             scores: dict[str, list[float]] = {}
             for row in journal.read(judgements):
                 if row["score"] is not None:
-                    scores.setdefault(row["key"].rpartition("/")[0], []).append(row["score"])
+                    scores.setdefault(above(row["key"]), []).append(row["score"])
             held = list(journal.read(answers))
             told = {
                 # One that did not end was not judged; one whose judgements cannot be read says nothing.

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from aligner import naming, prompts
+from aligner import naming
 from aligner.asking import ask
 from aligner.engines import Answer, Engine, Question
 from aligner.errors import ConfigError
 from aligner.journal import Journal, Row
+from aligner.prompts import above, read_prompts
 from aligner.sampling import Sampling, seed_of
 
 
@@ -57,7 +58,7 @@ def generate_responses(
     )
     path = Path(output).expanduser()
     asked = _questions(prompts, samples, seed)
-    prompts_hash = naming.short_hash(repr([(q.key.rpartition("/")[0], q.prompt) for q in asked[::samples]]).encode())
+    prompts_hash = naming.short_hash(repr([(above(q.key), q.prompt) for q in asked[::samples]]).encode())
     made_with = {"samples": samples, "seed": seed, **vars(sampling), "engine": engine.identity()}
     settings = {"of": {"prompts": prompts_hash}, **made_with}
 
@@ -72,6 +73,6 @@ def generate_responses(
 def _questions(source: Any, samples: int, seed: int) -> list[Question]:
     return [
         Question(key=f"{p.id}/{i}", prompt=p.prompt, seed=seed_of(seed, p.id, i), source=p.source)
-        for p in prompts.read(source)
+        for p in read_prompts(source)
         for i in range(samples)
     ]

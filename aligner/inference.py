@@ -71,9 +71,11 @@ class Megatron(Engine):
         if huggingface.is_source(self.checkpoint):
             return {"checkpoint": huggingface.cache_name(self.checkpoint), "as_chat": self.as_chat}
         found = checkpoints.require(where, "checkpoint")
-        # A run that was trained further leaves other weights under the same name.
-        written = (found / "weights/.metadata").stat().st_mtime_ns
-        return {"checkpoint": str(found.resolve()), "written": written, "as_chat": self.as_chat}
+        return {
+            "checkpoint": str(found.resolve()),
+            "written": checkpoints.written(found),
+            "as_chat": self.as_chat,
+        }
 
     @contextlib.contextmanager
     def opened(self, cache: Path) -> Iterator[None]:

@@ -6,15 +6,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 from tqdm import tqdm
 
-from aligner import naming, prompts, templates
+from aligner import naming, templates
 from aligner.asking import ask
 from aligner.engines import Answer, Engine, Question
 from aligner.errors import ConfigError, RowError
 from aligner.journal import Journal, Row, append, read
+from aligner.prompts import Answered, Prompt
 from aligner.rows import Text
 from aligner.sampling import Sampling, seed_of
 from aligner.verdicts import parse_score
@@ -22,16 +23,17 @@ from aligner.verdicts import parse_score
 FILLED = {"prompt", "response"}
 
 
-def _row_of(asked: dict[str, prompts.Prompt], row: Row) -> Row:
-    """What the prompt's line holds, which a verifier compares with."""
-    return asked[row["key"].rpartition("/")[0]].row
+def _made_of(asked: Answered, candidates: list[Row]) -> dict[str, int]:
+    """Answers and the lines of their prompts, which a verifier compares with, as a hash."""
+    content = repr([(row["key"], row["response"], asked.prompt(row["key"]).row) for row in candidates])
+    return {"prompts or answers": naming.short_hash(content.encode())}
 
 
 class Judge(abc.ABC):
     """Writes a score for each answer, several where it judges several times."""
 
     @abc.abstractmethod
-    def score(self, asked: dict[str, prompts.Prompt], candidates: list[Row], output: Path) -> None:
+    def score(self, asked: Answered, candidates: list[Row], output: Path) -> None:
         """Write a line for each judgement: `key` (`id/sample/number`), `score` or null, `judgement`, `finish`."""
 
 
@@ -55,21 +57,15 @@ def judge_responses(prompts: Union[str, list[str]], candidates: str, output: str
         RowError: a file does not hold what it should.
         ConfigError: an argument is not as it must be, or the output was begun with others.
     """
-    asked = {prompt.id: prompt for prompt in _prompts(prompts)}
-    path, seen, distinct = Path(output).expanduser(), set(), []
+    asked, seen, distinct = Answered(prompts, candidates), set(), []
     for row in read(Path(candidates).expanduser(), ("key", "response", "finish")):
-        name = str(row["key"]).rpartition("/")[0]
-        if name not in asked:
-            raise RowError(f"{candidates}: answers a prompt {name!r}, which {prompts} does not hold; was it changed?")
-        if row["finish"] == "stop" and (name, row["response"]) not in seen:
-            seen.add((name, row["response"]))
+        said = asked.prompt(row["key"]).id, row["response"]
+        if row["finish"] == "stop" and said not in seen:
+            seen.add(said)
             distinct.append(row)
+    path = Path(output).expanduser()
     judge.score(asked, distinct, path)
     return path
-
-
-def _prompts(source: Any) -> list[prompts.Prompt]:
-    return prompts.read(source)
 
 
 @dataclass
@@ -99,7 +95,7 @@ class ModelJudge(Judge):
     pattern: Optional[str] = None
     seed: int = 4321
 
-    def score(self, asked: dict[str, prompts.Prompt], candidates: list[Row], output: Path) -> None:
+    def score(self, asked: Answered, candidates: list[Row], output: Path) -> None:
         if self.samples < 1:
             raise ConfigError(f"judge.samples: must be at least 1, found {self.samples}")
         if not self.low < self.high:
@@ -110,7 +106,7 @@ class ModelJudge(Judge):
         )
         questions = []
         for answer in candidates:
-            text = self.asked(asked[answer["key"].rpartition("/")[0]].prompt, answer["response"])
+            text = self.asked(asked.prompt(answer["key"]).prompt, answer["response"])
             for i in range(self.samples):
                 key = f"{answer['key']}/{i}"
                 seed = seed_of(self.seed, key)
@@ -120,7 +116,6 @@ class ModelJudge(Judge):
             told = {"judgement": answer.text, "tokens": answer.tokens, "finish": answer.finish, "seed": question.seed}
             return {"key": question.key, "score": read_score(answer.text), **told}
 
-        content = repr([(row["key"], row["response"], _row_of(asked, row)) for row in candidates])
         settings = {
             "judge.template": templates.settings_of(self.template),
             "judge.samples": self.samples,
@@ -130,7 +125,7 @@ class ModelJudge(Judge):
             "judge.seed": self.seed,
             **{f"judge.{name}": value for name, value in vars(sampling).items()},
             "judge.engine": self.engine.identity(),
-            "of": {"prompts or answers": naming.short_hash(content.encode())},
+            "of": _made_of(asked, candidates),
         }
         ask(
             Journal(output, settings), self.engine, questions, sampling, row,
@@ -143,8 +138,11 @@ class ModelJudge(Judge):
         Raises:
             ConfigError: the template is not one.
         """
-        render = templates.template(self.template, "judge.template", needed=FILLED, known={"low", "high"})
-        return render(prompt=templates.as_text(prompt), response=response, low=self.low, high=self.high)
+        return self._render(prompt=templates.as_text(prompt), response=response, low=self.low, high=self.high)
+
+    @functools.cached_property
+    def _render(self) -> Callable[..., str]:
+        return templates.template(self.template, "judge.template", needed=FILLED, known={"low", "high"})
 
     def _parser(self) -> Callable[[str], float | None]:
         if self.pattern is None:
@@ -177,16 +175,15 @@ class Verifier(Judge):
 
     function: Callable[[Row, str], float]
 
-    def score(self, asked: dict[str, prompts.Prompt], candidates: list[Row], output: Path) -> None:
+    def score(self, asked: Answered, candidates: list[Row], output: Path) -> None:
         inner = self.function.func if isinstance(self.function, functools.partial) else self.function
         given = self.function.keywords if isinstance(self.function, functools.partial) else {}
-        content = repr([(row["key"], row["response"], _row_of(asked, row)) for row in candidates])
         journal = Journal(
             output,
             {
                 "judge.function": f"{inner.__module__}.{inner.__qualname__}",
                 "judge.function arguments": {name: repr(value) for name, value in given.items()},
-                "of": {"prompts or answers": naming.short_hash(content.encode())},
+                "of": _made_of(asked, candidates),
             },
         )
         from aligner.process import together
@@ -195,18 +192,18 @@ class Verifier(Judge):
             if first and not journal.finished:
                 self._work(journal, asked, candidates)
 
-    def _work(self, journal: Journal, asked: dict[str, prompts.Prompt], candidates: list[Row]) -> None:
+    def _work(self, journal: Journal, asked: Answered, candidates: list[Row]) -> None:
         journal.begin()
         order = {f"{row['key']}/0": i for i, row in enumerate(candidates)}
         done = {held["key"] for held in journal.rows()}
         with journal.appending(0) as file:
             for row in tqdm(candidates, journal.path.name, unit="answer"):
                 if f"{row['key']}/0" not in done:
-                    score = self._checked(asked[row["key"].rpartition("/")[0]], row["response"])
+                    score = self._checked(asked.prompt(row["key"]), row["response"])
                     append(file, {"key": f"{row['key']}/0", "score": score, "judgement": "", "finish": "stop"})
         journal.finish(lambda held: order[held["key"]])
 
-    def _checked(self, prompt: prompts.Prompt, response: str) -> float:
+    def _checked(self, prompt: Prompt, response: str) -> float:
         try:
             return float(self.function(prompt.row, response))
         except KeyError as error:

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from aligner import journal, naming, prompts, templates
+from aligner import journal, naming, templates
 from aligner.asking import ask
 from aligner.console import say
 from aligner.engines import Answer, Engine, Question
-from aligner.errors import RowError
 from aligner.journal import Journal, Row
 from aligner.judge import ModelJudge
+from aligner.prompts import Answered, above
 from aligner.ratings import Bias, Comparison, bias, ratings
 from aligner.sampling import Sampling, seed_of
 from aligner.verdicts import parse_winner
@@ -121,18 +121,16 @@ def _disputed(source: Any, candidates: str, judgements: str) -> list[Disputed]:
     scored: dict[str, list[Row]] = {}
     for row in journal.read(Path(judgements).expanduser()):
         if row["score"] is not None:
-            scored.setdefault(row["key"].rpartition("/")[0], []).append(row)
-    asked = {prompt.id: prompt for prompt in prompts.read(source)}
+            scored.setdefault(above(row["key"]), []).append(row)
+    asked = Answered(source, candidates)
     found: dict[str, tuple[float, Disputed]] = {}
     for row in journal.read(Path(candidates).expanduser()):
-        name, held = row["key"].rpartition("/")[0], scored.get(row["key"], [])
-        if name not in asked:
-            raise RowError(f"{candidates}: answers a prompt {name!r}, which {source} does not hold; was it changed?")
+        prompt, held = asked.prompt(row["key"]), scored.get(row["key"], [])
         # The same words twice are one judgement.
         distinct = list({each["judgement"].strip(): each for each in held}.values())
         variance = statistics.pvariance([each["score"] for each in distinct]) if len(distinct) > 1 else 0.0
-        if variance > found.get(name, (0.0, None))[0]:
-            found[name] = (variance, Disputed(row["key"], asked[name].prompt, row["response"], distinct))
+        if variance > found.get(prompt.id, (0.0, None))[0]:
+            found[prompt.id] = (variance, Disputed(row["key"], prompt.prompt, row["response"], distinct))
     return [disputed for _, disputed in found.values()]
 
 

@@ -28,11 +28,11 @@ class Prompt:
     source: str
 
 
-def read(source: Any, *, at_least: int = 1) -> list[Prompt]:
+def read_prompts(source: Any) -> list[Prompt]:
     """All prompts of a file, a folder or several; one that stands there again is read once, which is said.
 
     Raises:
-        RowError: a line is not as it must be, two prompts have one id, or there are fewer than `at_least`.
+        RowError: a line is not as it must be, two prompts have one id, or there are none.
     """
     found: dict[str, Prompt] = {}
     again: list[str] = []
@@ -46,9 +46,36 @@ def read(source: Any, *, at_least: int = 1) -> list[Prompt]:
     if again:
         shown = ", ".join(again[:5]) + (", ..." if len(again) > 5 else "")
         say(f"prompts: {len(again)} stand in the file before, and are asked once: {shown}")
-    if len(found) < at_least:
-        raise RowError(f"{source}: holds {len(found)} different prompts, and at least {at_least} are needed")
+    if not found:
+        raise RowError(f"{source}: holds 0 different prompts, and at least 1 are needed")
     return list(found.values())
+
+
+class Answered:
+    """Prompts, found by the keys of answers to them."""
+
+    def __init__(self, source: Any, answers: str) -> None:
+        """`answers` is the file that holds them, for messages."""
+        self.source, self.answers = source, answers
+        self._by_id = {prompt.id: prompt for prompt in read_prompts(source)}
+
+    def prompt(self, key: str) -> Prompt:
+        """What the answer `id/sample` answers.
+
+        Raises:
+            RowError: the file of prompts does not hold it.
+        """
+        name = above(key)
+        if name not in self._by_id:
+            raise RowError(
+                f"{self.answers}: answers a prompt {name!r}, which {self.source} does not hold; was it changed?"
+            )
+        return self._by_id[name]
+
+
+def above(key: str) -> str:
+    """What a key is of: the prompt's id of an answer's (`id/sample`), the answer's of a judgement's."""
+    return key.rpartition("/")[0]
 
 
 def _lines(source: Any) -> Iterator[Prompt]:

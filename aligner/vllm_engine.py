@@ -72,8 +72,7 @@ class VLLM(Engine):
         if huggingface.is_source(self.checkpoint):
             return self.checkpoint.removeprefix("hf://")
         found = checkpoints.require(Path(self.checkpoint).expanduser(), "checkpoint")
-        written = (found / "weights/.metadata").stat().st_mtime_ns
-        target = cache / f"vllm-{short_hash(f'{found.resolve()} {written}'.encode()):x}"
+        target = cache / f"vllm-{short_hash(f'{found.resolve()} {checkpoints.written(found)}'.encode()):x}"
         if not target.exists():
             huggingface.export_hf(str(found), str(target))
         return str(target)
