@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from tqdm import tqdm
 from aligner.console import is_first_rank, say
 from aligner.engines import Answer, Engine, Question
 from aligner.errors import RowError
+from aligner.files import written_whole
 from aligner.journal import Journal, Row, append
 from aligner.sampling import Sampling
 
@@ -29,7 +33,8 @@ def ask(
 ) -> None:
     """Have the journal hold a row for each question, with its `key`, in the order of the questions.
 
-    Every rank calls. Those that there is no room for have an empty answer that finished as `no_room`.
+    Every rank calls. Those that there is no room for have an empty answer that finished as `no_room`. How fast it went
+    is kept beside the journal (`speed_of`).
 
     Args:
         row: what is kept of an answer.
@@ -53,7 +58,8 @@ def ask(
         engine.barrier()
         done = {held["key"] for held in journal.rows()}
         engine.barrier()
-        mine = [q for q in questions[share[0] :: share[1]] if q.key not in done]
+        began = time.monotonic()
+        mine = _mine([q for q in questions if q.key not in done], *share)
         if engine.speaks:
             with journal.appending(share[0]) as file, _progress(journal, len(questions), len(done), share) as bar:
                 for question in mine:
@@ -69,10 +75,45 @@ def ask(
         engine.barrier()
         if is_first_rank():
             order = {q.key: i for i, q in enumerate(questions)}
-            made = [held["key"] for held in journal.rows()]
+            rows = journal.rows()
+            made = [held["key"] for held in rows]
             assert len(made) == len(order) and set(made) == order.keys(), "a question was lost, repeated, or made up"
+            _keep_speed(journal.path, [held for held in rows if held["key"] not in done], time.monotonic() - began)
             journal.finish(lambda held: order[held["key"]])
         engine.barrier()
+
+
+def _mine(left: Sequence[Question], part: int, parts: int) -> list[Question]:
+    """The share of a process: questions with one source stay together, which ask the same and are read once."""
+    groups = [list(group) for _, group in itertools.groupby(left, key=lambda q: q.source)]
+    dealt = groups if len(groups) >= parts else [[q] for q in left]
+    return [q for group in dealt[part::parts] for q in group]
+
+
+def speed_of(path: Path) -> dict[str, float]:
+    """How fast the job that finished a file wrote its part of it: `answers` and `tokens` per second of all ranks.
+
+    Empty for a file that somebody else made.
+    """
+    held = _speed_file(path)
+    return json.loads(held.read_text()) if held.is_file() else {}
+
+
+def _speed_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.speed.json")
+
+
+def _keep_speed(path: Path, rows: list[Row], seconds: float) -> None:
+    if not rows:
+        return
+    tokens = sum(row["tokens"] for row in rows)
+    told = {"answers": len(rows) / seconds, "tokens": tokens / seconds}
+    with written_whole(_speed_file(path)) as partial:
+        partial.write_text(json.dumps(told))
+    say(
+        f"{path.name}: {len(rows)} answers of {tokens / len(rows):.0f} tokens on average in {seconds:.0f} s, "
+        f"{told['answers']:.3g} answers and {told['tokens']:.3g} tokens a second"
+    )
 
 
 def _too_long(engine: Engine, questions: Sequence[Question], sampling: Sampling, *, refuse: bool) -> set[str]:

@@ -6,13 +6,16 @@ Each is a stage: files in, a file of rows out, and beside it a report of what be
 
 import itertools
 import random
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Optional, Union
 
 from aligner import journal, naming
+from aligner.asking import speed_of
 from aligner.console import say
 from aligner.errors import ConfigError, GateError, RowError
 from aligner.journal import Row
+from aligner.meta_judge import report_of
 from aligner.prompts import Answered, Prompt, above, read_prompts
 from aligner.round_report import RoundReport
 from aligner.selection import Candidate, best, check_control, select
@@ -53,37 +56,62 @@ def select_pairs(
         RowError: a file does not hold what it should.
         GateError: too few pairs are left to learn from.
     """
-    path = Path(output).expanduser()
     check_control(length_control)
     if not 0 <= judge_share < 1:
         raise ConfigError(f"judge_share: must be from 0 to below 1, found {judge_share}")
+
+    def rows(report: RoundReport) -> Iterator[Row]:
+        kept = 0
+        for prompt, answers in _answered(prompts, candidates, judgements, report):
+            found = select(answers, length_control=length_control)
+            report.add(prompt, answers, found)
+            if found.chosen and found.rejected:
+                kept += 1
+                yield _pair(prompt, found.chosen, found.rejected)
+        yield from _capped(judge_pairs, judge_share, kept, report)
+
+    return _made(
+        output, rows, RoundReport(high=high), candidates, judgements, *filter(None, [judge_pairs]),
+        prompts=prompts, least_share=least_share, length_control=length_control, judge_share=judge_share,
+    )  # fmt: skip
+
+
+def _made(
+    output: str,
+    rows: Callable[[RoundReport], Iterable[Row]],
+    report: RoundReport,
+    *inputs: str,
+    prompts: Any,
+    least_share: float = 0.0,
+    **settings: Any,
+) -> Path:
+    """A file of rows and its report, made by one rank for all; not made again.
+
+    Args:
+        rows: makes them, and feeds the report.
+        inputs: files that they are made of.
+        least_share: of prompts that must give a row, and one in any case.
+        settings: what else they depend on.
+    """
+    path = Path(output).expanduser()
     from aligner.process import together
 
     with together() as first:
         if first:
-            made = _journal(
-                path, candidates, judgements, *filter(None, [judge_pairs]), length_control=length_control,
-                prompts=prompts, judge_share=judge_share, least_share=least_share,
-            )  # fmt: skip
+            made = _journal(path, *inputs, prompts=prompts, least_share=least_share, **settings)
             if made.finished:
                 say(f"{path} is there, whole")
                 return path
-            report = RoundReport(high=high)
-            rows = []
-            for prompt, answers in _answered(prompts, candidates, judgements, report):
-                found = select(answers, length_control=length_control)
-                report.add(prompt, answers, found)
-                if found.chosen and found.rejected:
-                    rows.append(_pair(prompt, found.chosen, found.rejected))
-            rows += _capped(judge_pairs, judge_share, len(rows), report)
+            found = list(rows(report))
             report.write(path)
             if report.pairs < max(1.0, least_share * report.prompts):
+                wanted = f"fewer than least_share={least_share}" if report.pairs else "and one is needed at least"
                 raise GateError(
-                    f"{report.pairs} of {report.prompts} prompts give a pair, fewer than least_share={least_share}: "
-                    f"{report.why()}. Look at {path}.report.html; a judge that tells answers apart, "
-                    "more samples or a higher temperature help"
+                    f"{report.pairs} of {report.prompts} prompts give a row, {wanted}: {report.why()}. "
+                    f"Look at {path}.report.html; a judge that tells answers apart, more samples or a higher "
+                    "temperature help"
                 )
-            made.put(rows)
+            made.put(found)
     return path
 
 
@@ -113,6 +141,7 @@ def _capped(judge_pairs: str | None, share: float, answers: int, report: RoundRe
     if judge_pairs is None:
         return []
     found = list(journal.read(Path(judge_pairs).expanduser()))
+    report.compared = report_of(Path(judge_pairs).expanduser())
     kept = min(len(found), int(share * answers / (1 - share) + 1e-9))
     report.judge_pairs, report.judge_pairs_left_out = kept, len(found) - kept
     # By turns of their scores, so that no score takes a larger share than it had.
@@ -144,6 +173,9 @@ def _answered(source: Any, candidates: str, judgements: str | None, report: Roun
         )
         report.answered(row)
         answers.setdefault(above(row["key"]), []).append(candidate)
+    for name, file in (("answers", candidates), ("judgements", judgements)):
+        if file is not None:
+            report.timed(name, speed_of(Path(file).expanduser()))
     asked = Answered(source, candidates)
     return [(asked.prompt(found[0].key), found) for found in answers.values()]
 
@@ -165,28 +197,19 @@ def spin_pairs(prompts: Union[str, list[str]], candidates: str, output: str) -> 
         output: the file of pairs to write.
 
     Raises:
-        RowError: a prompt has no given answer, or no pair is left.
+        RowError: a prompt has no given answer.
+        GateError: no pair is left.
     """
-    path = Path(output).expanduser()
-    from aligner.process import together
 
-    with together() as first:
-        if first:
-            made = _journal(path, candidates, prompts=prompts)
-            if made.finished:
-                return path
-            report, rows = RoundReport(), []
-            for prompt, answers in _answered(prompts, candidates, None, report):
-                given = _given(prompt)
-                other = next((a for a in answers if a.ended and a.text.strip() != given.strip()), None)
-                report.count("pair" if other else "unended" if not any(a.ended for a in answers) else "identical")
-                if other:
-                    rows.append({"prompt": prompt.prompt, "chosen_response": given, "rejected_response": other.text})
-            report.write(path)
-            if not rows:
-                raise RowError(f"{candidates}: no answer ended properly and differs from the given one: {report.why()}")
-            made.put(rows)
-    return path
+    def rows(report: RoundReport) -> Iterator[Row]:
+        for prompt, answers in _answered(prompts, candidates, None, report):
+            given = _given(prompt)
+            other = next((a for a in answers if a.ended and a.text.strip() != given.strip()), None)
+            report.count("pair" if other else "unended" if not any(a.ended for a in answers) else "identical")
+            if other:
+                yield {"prompt": prompt.prompt, "chosen_response": given, "rejected_response": other.text}
+
+    return _made(output, rows, RoundReport(), candidates, prompts=prompts)
 
 
 def _given(prompt: Prompt) -> str:
@@ -216,25 +239,16 @@ def best_responses(
         at_least: a score that the best must have; None: whatever it has.
 
     Raises:
-        RowError: none is left.
+        RowError: a file does not hold what it should.
+        GateError: none is left.
     """
-    path = Path(output).expanduser()
-    from aligner.process import together
 
-    with together() as first:
-        if first:
-            made = _journal(path, candidates, judgements, prompts=prompts, at_least=at_least)
-            if made.finished:
-                return path
-            report, rows = RoundReport(), []
-            for prompt, answers in _answered(prompts, candidates, judgements, report):
-                found = best(answers)
-                good = found is not None and (at_least is None or found.score >= at_least)
-                report.count("pair" if good else "unscored" if found is None else "below")
-                if good and found is not None:
-                    rows.append({"prompt": prompt.prompt, "response": found.text, "score": found.score})
-            report.write(path)
-            if not rows:
-                raise RowError(f"{candidates}: no answer is good enough: {report.why()}")
-            made.put(rows)
-    return path
+    def rows(report: RoundReport) -> Iterator[Row]:
+        for prompt, answers in _answered(prompts, candidates, judgements, report):
+            found = best(answers)
+            good = found is not None and (at_least is None or found.score >= at_least)
+            report.count("pair" if good else "unscored" if found is None else "below")
+            if good and found is not None:
+                yield {"prompt": prompt.prompt, "response": found.text, "score": found.score}
+
+    return _made(output, rows, RoundReport(), candidates, judgements, prompts=prompts, at_least=at_least)

@@ -87,7 +87,7 @@ def _register() -> None:
     from aligner.context import AlignContext
     from aligner.executors.profiles import KINDS, profiles
     from aligner.recipes import smollm2_135m, tiny_llama
-    from aligner.rounds_context import RoundsContext
+    from aligner.rounds_context import RoundsContext, StageContext
 
     console.hush()
     run.cli.entrypoint(align, namespace="llm", help=HELP, run_ctx_cls=AlignContext)
@@ -101,10 +101,13 @@ def _register() -> None:
         help=_help("self-reward", pipeline.self_reward),
         run_ctx_cls=RoundsContext,
     )
-    for name, command in {
+    for name, stage in {
         "generate-responses": generation.generate_responses,
         "judge-responses": judge.judge_responses,
         "meta-judge": meta_judge.meta_judge,
+    }.items():
+        run.cli.entrypoint(stage, name=name, namespace="llm", help=_help(name, stage), run_ctx_cls=StageContext)
+    for name, command in {
         "import-hf": huggingface.import_hf,
         "export-hf": huggingface.export_hf,
         "merge": merging.merge,

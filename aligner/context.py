@@ -72,10 +72,13 @@ class AlignContext(RunContext):
 
 def _rehearse(recipe: run.Partial, executor: run.Executor | None) -> None:
     from aligner.api import align
-    from aligner.rehearsal import rehearse
+    from aligner.pipeline import self_reward
+    from aligner.rehearsal import rehearse, rehearse_rounds
 
     if recipe.__fn_or_cls__ is align:
         rehearse(recipe, executor)
+    elif recipe.__fn_or_cls__ is self_reward:
+        rehearse_rounds(recipe, executor)
 
 
 def _factories(fn: Any) -> str:
@@ -93,7 +96,7 @@ def override(recipe: run.Partial, args: list[str]) -> run.Partial:
         ConfigError: an argument names nothing, or its value does not fit.
     """
     # First what a part is, then what is set in it, whichever is written first.
-    for arg in sorted(args, key=lambda arg: arg.partition("=")[0] not in PARTS):
+    for arg in sorted(args, key=lambda arg: arg.partition("=")[0].count(".")):
         part, _, value = arg.partition("=")
         if part in PARTS:
             choose(recipe, part, value)

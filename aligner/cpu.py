@@ -76,6 +76,11 @@ class CudaAsCpu(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def undisturbed() -> contextlib.AbstractContextManager[Any]:
+    """Within it, nothing stands between torch and its functions; for what asks for no CUDA tensor, and is in haste."""
+    return torch._C.DisableTorchFunction() if no_cuda() else contextlib.nullcontext()
+
+
 class _Event:
     """A CUDA event on the wall clock; Megatron's inference engine measures itself with two of them."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from aligner import cpu
 from aligner.kv_cache import KeyValueCache
 from aligner.sampling import Sampling, choose
 
@@ -53,6 +54,19 @@ class Written:
     """The stop text that ended it."""
 
 
+@dataclass
+class _Slot:
+    """A place in which answers are written one after another."""
+
+    written: Written | None = None
+    prompt: list[int] | None = None
+    """What its part of the cache begins with, also after its answer has ended."""
+    first: Tensor | None = None
+    """Logits after the prompt."""
+    logits: Tensor | None = None
+    """Logits after the last token."""
+
+
 def decode(
     model: Any,
     prompts: Iterable[Prompt],
@@ -64,9 +78,9 @@ def decode(
 ) -> Iterator[Written]:
     """Answers in the order in which they end, `slots` at a time.
 
-    A prompt is read in a pass of its own; after that all slots make one pass a token, also those that are empty: a
-    matrix product may round differently for another number of rows, and so an answer depends on its prompt and seed
-    alone, bit by bit, whatever else is being written.
+    A prompt is read in a pass of its own, or taken from a slot that holds the same one. After that all slots make one
+    pass a token, also those that are empty: a matrix product may round differently for another number of rows, and so
+    an answer depends on its prompt and seed alone, bit by bit, whatever else is being written.
 
     Args:
         model: a Megatron GPT model whose attention is `CachedAttention`.
@@ -75,42 +89,63 @@ def decode(
         length: tokens of the longest prompt and its answer.
     """
     cache, waiting = KeyValueCache(slots=slots, length=length), iter(prompts)
-    writing: list[Written | None] = [None] * slots
-    logits: list[Tensor | None] = [None] * slots
-    device = next(model.parameters()).device
-    while True:
-        for slot in range(slots):
-            if writing[slot] is None and (prompt := next(waiting, None)) is not None:
-                assert len(prompt.tokens) + sampling.max_tokens <= length
-                cache.free(slot)
-                logits[slot] = _passed(model, cache, prompt.tokens, [slot], [len(prompt.tokens)], device)[0]
-                generator = torch.Generator().manual_seed(prompt.seed)
-                writing[slot] = Written(key=prompt.key, drawing=generator)
-        active = [slot for slot, written in enumerate(writing) if written is not None]
-        if not active:
-            return
-        held = [found for slot in active if (found := logits[slot]) is not None]
-        _append([w for w in writing if w is not None], torch.stack(held), vocabulary, sampling)
-        newest = [written.tokens[-1] if written is not None else 0 for written in writing]
-        for slot in active:
-            written = writing[slot]
-            if written is not None and written.finish is not None:
-                yield written
-                writing[slot] = None
-        if any(written is not None for written in writing):
-            for slot in range(slots):
-                if writing[slot] is None:
-                    cache.free(slot)
-            found = _passed(model, cache, newest, list(range(slots)), [1] * slots, device)
-            logits = list(found)
+    places = [_Slot() for _ in range(slots)]
+    drawing = _begun(model, cache, places, waiting)
+    while drawing:
+        _draw(drawing, vocabulary, sampling)
+        for slot in drawing:
+            if slot.written is not None and slot.written.finish is not None:
+                yield slot.written
+                slot.written = None
+        # Those that begin draw their first token before the others go on, so that no pass has an empty slot too many.
+        drawing = _begun(model, cache, places, waiting) or _went_on(model, cache, places)
 
 
-def _passed(
-    model: Any, cache: KeyValueCache, tokens: list[int], slots: list[int], counts: list[int], device: Any
-) -> Tensor:
+def _begun(model: Any, cache: KeyValueCache, places: list[_Slot], waiting: Iterator[Prompt]) -> list[_Slot]:
+    """Slots that were empty and have read a prompt."""
+    found = []
+    for number, slot in enumerate(places):
+        if slot.written is None and (prompt := next(waiting, None)) is not None:
+            assert len(prompt.tokens) < cache.max_sequence_length
+            _read(model, cache, places, number, prompt.tokens)
+            slot.written = Written(key=prompt.key, drawing=torch.Generator().manual_seed(prompt.seed))
+            found.append(slot)
+    return found
+
+
+def _went_on(model: Any, cache: KeyValueCache, places: list[_Slot]) -> list[_Slot]:
+    """Slots in which something is being written, after a pass over the newest token of each."""
+    active = [slot for slot in places if slot.written is not None]
+    if active:
+        for number, slot in enumerate(places):
+            if slot.written is None:
+                cache.free(number)
+                slot.prompt = None
+        newest = [slot.written.tokens[-1] if slot.written else 0 for slot in places]
+        found = _passed(model, cache, newest, range(len(places)), [1] * len(places))
+        for slot, logits in zip(places, found, strict=True):
+            slot.logits = logits
+    return active
+
+
+def _read(model: Any, cache: KeyValueCache, places: list[_Slot], number: int, tokens: list[int]) -> None:
+    """Have a slot hold a prompt."""
+    slot = places[number]
+    same = next((i for i, other in enumerate(places) if other.prompt == tokens), None)
+    if same is None:
+        cache.free(number)
+        slot.first = _passed(model, cache, tokens, [number], [len(tokens)])[0]
+    else:
+        cache.copy(same, number, len(tokens))
+        slot.first = places[same].first
+    slot.prompt, slot.logits = tokens, slot.first
+
+
+def _passed(model: Any, cache: KeyValueCache, tokens: list[int], slots: Sequence[int], counts: list[int]) -> Tensor:
     """Logits after the last new token of each slot, `[len(slots), V]` float32."""
-    cache.expect(slots, counts)
-    with torch.inference_mode():
+    cache.expect(list(slots), counts)
+    device = next(model.parameters()).device
+    with torch.inference_mode(), cpu.undisturbed():
         logits = model(
             input_ids=torch.tensor([tokens], device=device),
             position_ids=cache.positions_N[None].to(device),
@@ -122,8 +157,10 @@ def _passed(
     return logits[0].float()
 
 
-def _append(active: list[Written], logits_SV: Tensor, vocabulary: Vocabulary, sampling: Sampling) -> None:
-    """Draw the next token of each, and see whether it ends there."""
+def _draw(slots: list[_Slot], vocabulary: Vocabulary, sampling: Sampling) -> None:
+    """The next token of each, and whether it ends there."""
+    active = [slot.written for slot in slots if slot.written is not None]
+    logits_SV = torch.stack([slot.logits for slot in slots if slot.logits is not None])
     policy = logits_SV.log_softmax(dim=-1)
     allowed = logits_SV[:, : vocabulary.size]
     uniform = torch.stack([torch.rand((), generator=written.drawing, dtype=torch.float64) for written in active])

@@ -40,6 +40,7 @@ from aligner.policy import attach
 from aligner.progress import Progress
 from aligner.reference import AdaptersOff, Reference
 from aligner.report import summary, tell
+from aligner.round_report import log_round
 from aligner.saving import Checkpoint
 from aligner.watchdog import Watchdog
 from aligner.watching import Watch
@@ -287,6 +288,8 @@ class Run:
         state.files_to_move = [path for path in state.files_to_move if Path(path).name not in stay]
         if trainer.is_global_zero:
             provenance.write(self, self._settings)
+            if self.logger.wandb is not None and self._continued is None:
+                log_round(self.logger.wandb, self.data.train)
         CallbackGroup.get_instance().update_config("v2", trainer=trainer, data=self.data)
         if self.resume is not None:
             if self.resume.restore_config is not None:

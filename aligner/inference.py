@@ -22,6 +22,7 @@ from aligner import (
     checkpoints,
     console,
     cpu,
+    cpu_linear,
     hardware,
     huggingface,
     kernels,
@@ -138,6 +139,8 @@ class Megatron(Engine):
         inner: Any = trainer.strategy.megatron_parallel[0].eval()
         while not isinstance(inner, GPTModel):  # within NeMo's module, and what its precision wraps it in
             inner = inner.module
+        if cpu.no_cuda():
+            cpu_linear.use_in(inner)
         self._model = inner
         self._encode = ResponseTokenizer(model.tokenizer, as_chat=self.as_chat)
         self._longest = int(model.config.seq_length)

@@ -1,20 +1,26 @@
 """Keys and values of sequences that are being written, each of its own length.
 
 Megatron's dynamic contexts need flash-attn and therefore a GPU; this one gives Megatron's layers the same answers from
-torch's attention, a call for each sequence, so that what is computed for one does not depend on its neighbours.
+torch's attention: a call for a prompt, and one for the newest tokens of all slots.
 
 Dimensions: S slots, N new tokens of a pass, G key/value heads, H query heads, T the longest sequence, D a head's size.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import torch
 from megatron.core.inference.contexts import BaseInferenceContext
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+from megatron.core.models.common.embeddings.rope_utils import _rotate_half
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
+
+BLOCK = 64
+"""Keys are attended to in multiples of so many, the last of them masked. What is masked adds zeros at the end of sums,
+and at a multiple of a vector's width these change no bit: how long the neighbours are does not matter."""
 
 
 class KeyValueCache(BaseInferenceContext):
@@ -27,18 +33,25 @@ class KeyValueCache(BaseInferenceContext):
 
     def __init__(self, *, slots: int, length: int) -> None:
         super().__init__(materialize_only_last_token_logits=True)
-        self.max_sequence_length, self.slots = length, slots
+        self.max_sequence_length, self.slots = -(-length // BLOCK) * BLOCK, slots
         self.lengths = [0] * slots
         self._held: dict[int, tuple[Tensor, Tensor]] = {}
 
     def expect(self, slots: list[int], counts: list[int]) -> None:
-        """The next pass has `counts[i]` new tokens of slot `slots[i]`, end to end."""
+        """The next pass has `counts[i]` new tokens of slot `slots[i]`, end to end: a prompt, or one token of each."""
         self._coming = list(zip(slots, counts, strict=True))
         at = [torch.arange(self.lengths[slot], self.lengths[slot] + count) for slot, count in self._coming]
         self.positions_N = torch.cat(at)
         self._slots_N = torch.repeat_interleave(torch.tensor(slots), torch.tensor(counts))
         self._last = torch.tensor(counts).cumsum(0) - 1
-        assert int(self.positions_N.max()) < self.max_sequence_length, "a sequence outgrew its slot"
+        self._prompt = self._coming[0] if len(slots) == 1 and not self.lengths[slots[0]] else None
+        assert self._prompt or slots == list(range(self.slots)), "a pass is of one prompt, or of all slots"
+        newest = int(self.positions_N.max())
+        assert newest < self.max_sequence_length, "a sequence outgrew its slot"
+        self._rotary: tuple[Tensor, Tensor, Tensor] | None = None
+        self._reach = (newest // BLOCK + 1) * BLOCK
+        self._unseen = torch.arange(self._reach)[None, None, None] > self.positions_N[:, None, None, None]
+        self._mask: Tensor | None = None
 
     def done(self) -> None:
         """The pass is over."""
@@ -49,20 +62,25 @@ class KeyValueCache(BaseInferenceContext):
         """What it holds will be written over."""
         self.lengths[slot] = 0
 
+    @torch.inference_mode()
+    def copy(self, slot: int, to: int, count: int) -> None:
+        """Begin anew in slot `to`, with the first `count` tokens of `slot`."""
+        for held in self._held.values():
+            for tensor in held:
+                tensor[to, :, :count] = tensor[slot, :, :count]
+        self.lengths[to] = count
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """Softmax(q kᵀ · scale) v of each sequence over all its keys: `[N, 1, H, D]` -> the same shape."""
-        found, begin = [], 0
-        for slot, count in self._coming:
-            new, before = query[begin : begin + count, 0].transpose(0, 1)[None], self.lengths[slot]
-            assert count == 1 or not before, "a prompt comes in one piece"
-            held = slice(0, before + count)
-            answer = torch.nn.functional.scaled_dot_product_attention(
-                new, key[slot : slot + 1, :, held], value[slot : slot + 1, :, held],
-                is_causal=count > 1, scale=scale, enable_gqa=True,
-            )  # fmt: skip
-            found.append(answer[0].transpose(0, 1))
-            begin += count
-        return torch.cat(found).unsqueeze(1)
+        attention = functools.partial(torch.nn.functional.scaled_dot_product_attention, scale=scale, enable_gqa=True)
+        if self._prompt is not None:
+            slot, count = self._prompt
+            keys, values = key[slot : slot + 1, :, :count], value[slot : slot + 1, :, :count]
+            return attention(query.permute(1, 2, 0, 3), keys, values, is_causal=True).permute(2, 0, 1, 3)
+        if self._mask is None:
+            self._mask = torch.zeros_like(self._unseen, dtype=query.dtype).masked_fill_(self._unseen, -math.inf)
+        keys, values = key[:, :, : self._reach], value[:, :, : self._reach]
+        return attention(query.transpose(1, 2), keys, values, attn_mask=self._mask).transpose(1, 2)
 
     # ---- what Megatron asks ---------------------------------------------------------------------------------------
 
@@ -83,7 +101,13 @@ class KeyValueCache(BaseInferenceContext):
         return None, None, 1
 
     def apply_rotary_emb_query(self, query: Tensor, emb: Tensor, config: Any, _: Any, cp_group: Any) -> Tensor:
-        return apply_rotary_pos_emb(query, emb[self.positions_N], config=config, cp_group=cp_group)
+        if self._rotary is None or self._rotary[0] is not emb:
+            # The same in every layer; Megatron's own function computes it anew.
+            angles = emb[self.positions_N]
+            self._rotary = emb, angles.cos().to(query.dtype), angles.sin().to(query.dtype)
+        _, cos, sin = self._rotary
+        turned, rest = query[..., : cos.shape[-1]], query[..., cos.shape[-1] :]
+        return torch.cat((turned * cos + _rotate_half(turned, config.rotary_interleaved) * sin, rest), dim=-1)
 
     def apply_rotary_emb_key(self, key: Tensor, emb: Tensor, config: Any, cp_group: Any) -> Tensor:
         return self.apply_rotary_emb_query(key, emb, config, None, cp_group)

@@ -6,6 +6,7 @@ pair of the judging task.
 """
 
 import itertools
+import json
 import random
 import statistics
 from collections import Counter
@@ -17,6 +18,7 @@ from aligner import journal, naming, templates
 from aligner.asking import ask
 from aligner.console import say
 from aligner.engines import Answer, Engine, Question
+from aligner.files import written_whole
 from aligner.journal import Journal, Row
 from aligner.judge import ModelJudge
 from aligner.prompts import Answered, above
@@ -112,8 +114,19 @@ def meta_judge(
             asked = {"meta.most_of_a_score": most_of_a_score, "judge.template": templates.settings_of(judge.template)}
             made = Journal(path, {"of": {"battles": naming.files_hash(battles)}, **asked})
             if not made.finished:
-                made.put(_pairs(disputed, list(journal.read(battles)), judge, most_of_a_score))
+                made.put(_pairs(disputed, list(journal.read(battles)), judge, most_of_a_score, _report_file(path)))
     return path
+
+
+def report_of(path: Path) -> dict[str, float]:
+    """What was told of a file of pairs: comparisons, those that could not be read, and the share that the answer in
+    the first place won, which is 0.5 without position bias. Empty for a file that somebody else made."""
+    held = _report_file(path)
+    return json.loads(held.read_text()) if held.is_file() else {}
+
+
+def _report_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.report.json")
 
 
 def _disputed(source: Any, candidates: str, judgements: str) -> list[Disputed]:
@@ -134,7 +147,9 @@ def _disputed(source: Any, candidates: str, judgements: str) -> list[Disputed]:
     return [disputed for _, disputed in found.values()]
 
 
-def _pairs(disputed: list[Disputed], battles: list[Row], judge: ModelJudge, most_of_a_score: float) -> list[Row]:
+def _pairs(
+    disputed: list[Disputed], battles: list[Row], judge: ModelJudge, most_of_a_score: float, report: Path
+) -> list[Row]:
     """Best against worst judgement of each answer, as rows of the judging task."""
     fought: dict[str, list[Comparison]] = {}
     for row in battles:
@@ -157,6 +172,9 @@ def _pairs(disputed: list[Disputed], battles: list[Row], judge: ModelJudge, most
         f"judge pairs: {len(balanced)} of {len(disputed)} disputed answers{told}; {unread} of {len(battles)} "
         f"comparisons could not be read; the first place won {places.share:.0%} of {places.first + places.second}"
     )
+    numbers = {"comparisons": len(battles), "unread_comparisons": unread, "first_place_share": places.share}
+    with written_whole(report) as partial:
+        partial.write_text(json.dumps(numbers))
     return balanced
 
 

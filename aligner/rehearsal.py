@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
@@ -11,6 +12,36 @@ import nemo_run as run
 from aligner import checks, huggingface, layout, sources
 from aligner.api import align
 from aligner.engine import Run
+from aligner.errors import AlignError
+
+
+def rehearse_rounds(recipe: run.Partial, executor: run.Executor | None) -> None:
+    """Refuse a recipe of `self_reward` as its runs of `align` would, so far as their rows need not be there.
+
+    Raises:
+        ConfigError, RowError: what a stage would say, or its prompts.
+    """
+    from aligner.prompts import read_prompts
+
+    asked: Any = recipe
+    if asked.start is not None:
+        rehearse(asked.start, executor)
+    for i, one in enumerate(asked.rounds, start=1):
+        # The stage before makes the rows.
+        later = copy.deepcopy(one.align)
+        later.data.train = _rows_to_come
+        try:
+            rehearse(later, executor)
+            if executor is None or isinstance(executor, run.LocalExecutor):
+                for stage in (one.generate, one.evaluate):
+                    if stage is not None and not callable(stage.prompts):
+                        read_prompts(stage.prompts)
+        except AlignError as error:
+            raise type(error)(f"iteration {i}: {error}") from None
+
+
+def _rows_to_come() -> str:
+    raise AssertionError("only rehearsed")
 
 
 def rehearse(recipe: run.Partial, executor: run.Executor | None) -> None:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import io
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from aligner.selection import Candidate, Selection
-from aligner.templates import as_text
 
 if TYPE_CHECKING:
     from aligner.round_report import RoundReport
@@ -28,26 +24,8 @@ def page(title: str, round: RoundReport) -> str:
         warnings=round.warnings(),
         numbers=[(name, f"{value:.4g}") for name, value in round.metrics().items()],
         plot=_plot(round.scores()),
-        samples=[
-            {
-                "prompt": as_text(prompt.prompt),
-                "reason": found.reason,
-                "answers": [_answer(answer, found) for answer in answers],
-            }
-            for prompt, answers, found in round.shown
-        ],
+        samples=round.samples,
     )
-
-
-def _answer(answer: Candidate, found: Selection) -> dict[str, Any]:
-    roles = {side.key: role for role, side in (("chosen", found.chosen), ("rejected", found.rejected)) if side}
-    return {
-        "role": roles.get(answer.key, ""),
-        "score": f"{answer.score:.2f} ± {math.sqrt(answer.variance):.2f}" if answer.scores else "no score",
-        "length": answer.length,
-        "ended": "" if answer.ended else "did not end",
-        "text": answer.text,
-    }
 
 
 def _plot(scores: dict[str, int]) -> Any:

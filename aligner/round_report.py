@@ -8,7 +8,7 @@ import statistics
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aligner.console import say
 from aligner.files import written_whole
@@ -16,9 +16,15 @@ from aligner.journal import Row
 from aligner.prompts import Prompt
 from aligner.round_page import page
 from aligner.selection import Candidate, Selection
+from aligner.templates import as_text
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import WandbLogger
 
 SHOWN = 12
 """Prompts whose answers are shown."""
+COLUMNS = ("role", "score", "deviation", "tokens", "ended", "text")
+"""Of an answer that is shown: `role` is chosen, rejected or empty, `score` the mean of its judgements."""
 SATURATED, UNREADABLE, SCARCE, LONGER = 0.9, 0.3, 0.3, 1.5
 """Shares from which a warning is given: judgements that give the highest score, that cannot be read; prompts without a
 pair (more than 1 - SCARCE); and how much longer chosen answers are than rejected ones."""
@@ -34,6 +40,8 @@ class RoundReport:
     """`pair`, or the reason why there is none -> prompts."""
     judge_pairs: int = 0
     judge_pairs_left_out: int = 0
+    compared: dict[str, float] = field(default_factory=dict)
+    """What the meta-judge told of its comparisons."""
 
     def __post_init__(self) -> None:
         self._finish: Counter[str] = Counter()
@@ -41,13 +49,18 @@ class RoundReport:
         self._judgements: Counter[float | None] = Counter()
         self._pairs: list[tuple[Candidate, Candidate]] = []
         self._scored: list[tuple[float, int]] = []
-        self.shown: list[tuple[Prompt, list[Candidate], Selection]] = []
+        self._speeds: dict[str, float] = {}
+        self.samples: list[dict[str, Any]] = []
 
     # ---- what it is fed -------------------------------------------------------------------------------------------
 
     def answered(self, row: Row) -> None:
         self._finish[row["finish"]] += 1
         self._lengths.append(row["tokens"])
+
+    def timed(self, what: str, speed: dict[str, float]) -> None:
+        if speed:
+            self._speeds |= {f"{what}_per_second": speed["answers"], f"{what}_tokens_per_second": speed["tokens"]}
 
     def judged(self, row: Row) -> None:
         self._judgements[row["score"]] += 1
@@ -60,8 +73,9 @@ class RoundReport:
         if found.chosen and found.rejected:
             self._pairs.append((found.chosen, found.rejected))
         self._scored += [(answer.score, answer.length) for answer in answers if answer.scores]
-        if len(self.shown) < SHOWN:
-            self.shown.append((prompt, answers, found))
+        if len(self.samples) < SHOWN:
+            shown = [_shown(answer, found) for answer in answers]
+            self.samples.append({"prompt": as_text(prompt.prompt), "reason": found.reason, "answers": shown})
 
     # ---- what it says ---------------------------------------------------------------------------------------------
 
@@ -96,7 +110,11 @@ class RoundReport:
             "judge_pairs": self.judge_pairs,
             "judge_pairs_left_out": self.judge_pairs_left_out,
             **{f"dropped_{name}": count for name, count in self.outcomes.items() if name != "pair"},
+            **self.compared,
+            **self._speeds,
         }
+        if self.judge_pairs:
+            found["judge_pair_share"] = self.judge_pairs / (self.judge_pairs + self.pairs)
         if judgements:
             read = {score: count for score, count in self._judgements.items() if score is not None}
             found["judgements"], found["unread_judgements"] = judgements, self._judgements[None]
@@ -142,13 +160,45 @@ class RoundReport:
     def write(self, output: Path) -> None:
         """`output.report.json` and `output.report.html`, and the warnings on the screen."""
         told = {"metrics": self.metrics(), "warnings": self.warnings(), "outcomes": dict(self.outcomes)}
-        shown = json.dumps(told | {"scores": self.scores()}, indent=1)
+        shown = json.dumps(told | {"scores": self.scores(), "samples": self.samples}, indent=1, ensure_ascii=False)
         for name, text in (("json", shown), ("html", page(f"{output.parent.name}: {output.name}", self))):
-            with written_whole(output.with_name(f"{output.name}.report.{name}")) as partial:
+            with written_whole(_file(output, name)) as partial:
                 partial.write_text(text)
         say(f"{output.name}: {self.why()}")
         for warning in self.warnings():
             say(f"{output.name}: WARNING: {warning}")
+
+
+def log_round(logger: WandbLogger, train: Any) -> None:
+    """Show the round that made a run's rows in its W&B run: numbers, and a table of answers with their scores.
+
+    Nothing for rows that no round made.
+    """
+    held = _file(Path(train).expanduser(), "json") if isinstance(train, str) else None
+    if held is None or not held.is_file():
+        return
+    told = json.loads(held.read_text())
+    logger.log_metrics({f"round/{name}": value for name, value in told["metrics"].items()}, step=0)
+    rows = [[one["prompt"], *(a[name] for name in COLUMNS)] for one in told["samples"] for a in one["answers"]]
+    if rows:
+        logger.log_table("round/answers", columns=["prompt", *COLUMNS], data=rows)
+
+
+def _file(output: Path, kind: str) -> Path:
+    return output.with_name(f"{output.name}.report.{kind}")
+
+
+def _shown(answer: Candidate, found: Selection) -> dict[str, Any]:
+    """An answer as a report shows it."""
+    roles = {side.key: role for role, side in (("chosen", found.chosen), ("rejected", found.rejected)) if side}
+    return {
+        "role": roles.get(answer.key, ""),
+        "score": answer.score if answer.scores else None,
+        "deviation": math.sqrt(answer.variance) if answer.scores else None,
+        "tokens": answer.length,
+        "ended": answer.ended,
+        "text": answer.text,
+    }
 
 
 def _mean(values: list[Any]) -> float:

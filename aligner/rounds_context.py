@@ -1,7 +1,8 @@
-"""How `nemo llm self-reward` reads its command line: what is set of a stage is set in every round."""
+"""How `nemo llm self-reward` and the commands of its stages read their command lines."""
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import fields
 from typing import Any
 
@@ -12,6 +13,25 @@ from aligner.errors import ConfigError
 from aligner.pipeline import Round
 
 STAGES = tuple(part.name for part in fields(Round))
+
+
+class StageContext(AlignContext):
+    """Of one stage, `generate-responses` for example: no recipe is named, its arguments are all there is."""
+
+    def parse_fn(self, fn: Any, args: list[str], **default_kwargs: Any) -> run.Partial:
+        """The stage that the command line describes.
+
+        Raises:
+            ConfigError: an argument is not one, or is missing.
+        """
+        if self.yaml or self.factory:
+            return super().parse_fn(fn, args, **default_kwargs)
+        stage = override(run.Partial(fn), args)
+        needed = [p.name for p in inspect.signature(fn).parameters.values() if p.default is inspect.Parameter.empty]
+        missing = [name for name in needed if name not in stage.__arguments__]
+        if missing:
+            raise ConfigError(f"{', '.join(missing)}: missing; nemo llm {self.name} --help says what is expected")
+        return stage
 
 
 class RoundsContext(AlignContext):

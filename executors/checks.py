@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,19 +134,27 @@ def _leaves(value: Any, path: str) -> list[tuple[str, Any]]:
 
 
 def _ranks(stage: str, recipe: run.Partial, executor: run.Executor) -> None:
-    trainer: Any = getattr(recipe, "trainer", None)
-    if trainer is None:
-        return
-    wanted = int(getattr(trainer, "num_nodes", None) or 1), getattr(trainer, "devices", None)
+    """All parts that take ranks, trainers and engines, take those that are started."""
     given = executor.nnodes(), executor.nproc_per_node()
-    if isinstance(wanted[1], int) and wanted != given:
-        raise ConfigError(
-            f"stage {stage!r}: trainer.num_nodes={wanted[0]} and trainer.devices={wanted[1]}, but the executor starts "
-            f"{given[0]} x {given[1]} processes; make them the same"
-        )
-    start = getattr(getattr(recipe, "resume", None), "start_from", None)
-    if isinstance(start, run.Partial):
-        _ranks(f"{stage}: resume.start_from", start, executor)
+    for path, part in _parts(recipe, ""):
+        nodes, devices = getattr(part, "num_nodes", None), getattr(part, "devices", None)
+        wanted = nodes or 1, devices
+        if isinstance(devices, int) and wanted != given:
+            raise ConfigError(
+                f"stage {stage!r}: {path}num_nodes={wanted[0]} and {path}devices={devices}, but the executor starts "
+                f"{given[0]} x {given[1]} processes; make them the same"
+            )
+
+
+def _parts(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """All configurations in a recipe, with where they are."""
+    if isinstance(value, fdl.Buildable):
+        yield path, value
+        for name, held in value.__arguments__.items():
+            yield from _parts(held, f"{path}{name}.")
+    elif isinstance(value, dict | list | tuple):
+        for key, held in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _parts(held, f"{path.removesuffix('.')}[{key!r}].")
 
 
 def _absolute(stage: str, recipe: run.Partial, executor: run.Executor) -> None:

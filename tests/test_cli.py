@@ -9,6 +9,7 @@ import pytest
 import yaml
 from launching import nemo_each
 
+PLACES = ["prompts=p.jsonl", "output=c.jsonl", "engine.devices=2"]
 MISTAKES = [
     (["--factory", "tiny_dpo", "-y", "loss.bta=1"], "loss.bta: there is no such argument"),
     (["--factory", "tiny_dop", "-y"], "--factory: there is no 'tiny_dop'; there are: smollm2_135m_dpo"),
@@ -26,6 +27,26 @@ MISTAKES = [
     ),
     (["self-reward", "--factory", "tiny_spin", "-y", "align.los.beta=1"], "there is nothing to set below 'los'"),
     (["self-reward", "-f", "tiny_self_rewarding(beta=[0.1])", "-y"], "beta: has 1 values for 3 iterations"),
+    (
+        ["self-reward", "-f", "tiny_spin", "--dryrun", "align.data.global_batch_size=33"],
+        "iteration 1: data.glob",
+    ),
+    (
+        ["self-reward", "-f", "tiny_spin", "--dryrun", "generate.prompts=no.jsonl"],
+        "iteration 1: no.jsonl: no such",
+    ),
+    (
+        ["generate-responses", "-y", "prompts=p.jsonl", "engine=megatron"],
+        "output: missing; nemo llm generate",
+    ),
+    (
+        ["generate-responses", "-y", "prompts=p.jsonl", "outptu=c.jsonl"],
+        "outptu: there is no such argument; did",
+    ),
+    (
+        ["generate-responses", "-y", "engine.checkpoint=x", "engine=megatron", *PLACES, "run.executor=local"],
+        "engine.num_nodes=1 and engine.devices=2, but the executor starts 1 x 1 processes",
+    ),
     (["--factory", "tiny_dpo", "-y", "model.config.attention_backend=fast"], "'fast' is not one of flash, fused, unf"),
     (["--factory", "tiny_dpo", "-y", "limits.max_time_per_run=3h"], "limits.max_time_per_run: '3h' is not a time"),
     (["--factory", "tiny_dpo", "-y", "data.batching=pack"], "data.batching: 'pack' is not one of 'padded', 'length_g"),

@@ -37,7 +37,7 @@ ALLOWED = {
     "aligner.journal": {"aligner.errors", "aligner.files"},
     "aligner.engines": {"aligner.rows", "aligner.sampling"},
     "aligner.kv_cache": set(),
-    "aligner.decoding": {"aligner.kv_cache", "aligner.sampling"},
+    "aligner.decoding": {"aligner.cpu", "aligner.kv_cache", "aligner.sampling"},
 }
 TORCH_ONLY = {f"aligner.{n}" for n in ("losses", "unpaired", "logprobs", "metrics", "objective", "batch")}
 TOPS = {"aligner.cli", "aligner.context", "aligner.choices", "aligner"}

@@ -16,6 +16,7 @@ import torch
 from launching import forked
 
 from aligner import journal
+from aligner.asking import speed_of
 from aligner.engines import Question
 from aligner.errors import ConfigError, RowError
 from aligner.generation import generate_responses
@@ -40,7 +41,9 @@ def taught(recipe: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory, tiny_in: Callable[[Path], Tiny]) -> Path:
-    return taught(tiny_in(tmp_path_factory.mktemp("policy"))("policy", held_out=0))
+    recipe = tiny_in(tmp_path_factory.mktemp("policy"))("policy", held_out=0)
+    recipe.model.config.seq_length = 1024  # room for long prompts
+    return taught(recipe)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,7 @@ def test_every_prompt_is_answered_in_order(answered: Path, prompts: str) -> None
     assert "stop" in finishes and finishes <= {"stop", "length", "special"}
     assert len({row["response"] for row in rows}) > 12
     assert not answered.with_name("answers.jsonl.parts").exists()
+    assert speed_of(answered)["tokens"] > speed_of(answered)["answers"] > 0
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -89,6 +93,45 @@ def test_neighbours_change_no_bit(policy: Path, tmp_path: Path) -> None:
             {a.key: a for a in engine.answers(asked, Sampling(max_tokens=12))} for asked in (questions, questions[::-1])
         )
     assert one == other
+
+
+def test_long_neighbours_change_no_bit(policy: Path, tmp_path: Path) -> None:
+    """Of all slots as many keys are attended to as the longest holds; torch's kernel takes 512 of them at a time."""
+    engine = Megatron(str(policy), batch_size=4)
+    lengths = [2, 29, 250, 30, 3, 31, 257, 254, 4, 33, 255, 120]
+    questions = [Question(key=str(n), prompt="1+" * n + "=", seed=n, source="here:1") for n in lengths]
+    with engine.opened(tmp_path):
+        one, other = (
+            {a.key: a for a in engine.answers(asked, Sampling(max_tokens=14))} for asked in (questions, questions[::-1])
+        )
+        alone = {a.key: a for q in questions[:2] for a in engine.answers([q], Sampling(max_tokens=14))}
+    assert one == other
+    assert alone == {key: one[key] for key in alone}
+
+
+def test_a_prompt_is_read_once_for_all_of_its_answers(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers that took it from a neighbour, or from their own slot, are those of one that read it."""
+    from aligner import decoding
+
+    read: list[int] = []
+    passed = decoding._passed
+
+    def counting(model: Any, cache: Any, tokens: Any, slots: Any, counts: list[int]) -> Any:
+        read.extend(count for count in counts if count > 1)
+        return passed(model, cache, tokens, slots, counts)
+
+    monkeypatch.setattr(decoding, "_passed", counting)
+    engine = Megatron(str(policy), batch_size=2)
+    questions = [
+        Question(key=f"{i}/{j}", prompt=f"{i}+1=", seed=7 * i + j, source=str(i)) for i in range(2) for j in range(5)
+    ]
+    with engine.opened(tmp_path):
+        together = {a.key: a for a in engine.answers(questions, Sampling(max_tokens=12))}
+        assert len(read) == 2
+        alone = {a.key: a for q in questions for a in engine.answers([q], Sampling(max_tokens=12))}
+    assert together == alone
 
 
 def test_two_ranks_say_what_one_says(policy: Path, prompts: str, answered: Path, tmp_path: Path) -> None:
@@ -215,10 +258,10 @@ def test_prompts_that_cannot_be_asked_are_refused(policy: Path, tmp_path: Path, 
     )
     refused(
         RowError,
-        r"1 of 2 prompts are too long: .*:2: 80 tokens, and 64 less max_tokens=8 leave 56",
+        r"1 of 2 prompts are too long: .*:2: 1040 tokens, and 1024 less max_tokens=8 leave 1016",
         policy,
         output,
-        [good, {"prompt": "1" * 80}],
+        [good, {"prompt": "1" * 1040}],
         max_tokens=8,
     )
     refused(ConfigError, r"temperature: 0 gives 4 times the same answer", policy, output, [good], temperature=0)

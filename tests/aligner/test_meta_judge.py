@@ -10,7 +10,7 @@ import pytest
 from aligner import journal
 from aligner.engines import Answer, Engine
 from aligner.judge import ModelJudge
-from aligner.meta_judge import _balanced, meta_judge
+from aligner.meta_judge import _balanced, meta_judge, report_of
 from aligner.ratings import Bias, Comparison, bias, ratings
 
 EVEN = Bias(1, 1)
@@ -133,6 +133,7 @@ def test_the_best_judgement_is_chosen_over_the_worst(files: tuple[str, str, str]
     assert (row["chosen_score"], row["rejected_score"]) == (5, 0) and row["chosen_reward"] > row["rejected_reward"]
     assert "2+2=" in row["prompt"] and "\n5\n" in row["prompt"] and "Score: <sum>" in row["prompt"]
     assert "the first place won 50% of 6" in capfd.readouterr().err
+    assert report_of(output) == {"comparisons": 6, "unread_comparisons": 0, "first_place_share": 0.5}
 
 
 @pytest.mark.parametrize("reply", [lambda _: "I cannot say.", lambda _: "Winner: A"])

@@ -16,8 +16,8 @@ import nemo_run as run
 import pytest
 
 from aligner import checkpoints, comparing, executors, journal
-from aligner.choosing import best_responses, select_pairs, spin_pairs
-from aligner.errors import ConfigError, GateError, RowError
+from aligner.choosing import select_pairs
+from aligner.errors import ConfigError
 from aligner.pipeline import scores, stages
 from aligner.recipes import rounds, smollm2_135m, tiny_llama
 
@@ -246,101 +246,6 @@ def test_a_file_made_by_hand_takes_the_place_of_a_stage(done: Path, tmp_path: Pa
     journal.write(tmp_path / "own.jsonl", [{"prompt": "1+1=", "chosen_response": "2", "rejected_response": "4"}])
     (kept,) = journal.read(select_pairs(*named(tmp_path), str(tmp_path / "own.jsonl")))
     assert kept["rejected_response"] == "4"
-
-
-def test_too_few_pairs_stop_the_run(tmp_path: Path) -> None:
-    journal.write(tmp_path / "p.jsonl", [{"id": str(i), "prompt": f"{i}+1="} for i in range(10)])
-    journal.write(
-        tmp_path / "c.jsonl",
-        [{"key": f"{i}/{j}", "response": f"{j}", "tokens": 1, "finish": "stop"} for i in range(10) for j in range(2)],
-    )
-    journal.write(tmp_path / "j.jsonl", [{"key": f"{i}/{j}/0", "score": 5} for i in range(10) for j in range(2)])
-    files = named(tmp_path)
-    with pytest.raises(
-        GateError,
-        match=r"0 of 10 prompts give a pair, fewer than least_share=0.05: 10 have equal scores alone",
-    ):
-        select_pairs(*files, str(tmp_path / "t.jsonl"))
-    told = json.loads((tmp_path / "t.jsonl.report.json").read_text())
-    assert not (tmp_path / "t.jsonl").exists()
-    assert any("highest score 100%" in text for text in told["warnings"]) and any(
-        "few prompts" in text for text in told["warnings"]
-    )
-
-
-def test_judge_pairs_have_a_cap_that_is_one(tmp_path: Path) -> None:
-    journal.write(tmp_path / "p.jsonl", [{"id": str(i), "prompt": f"{i}+1="} for i in range(20)])
-    journal.write(
-        tmp_path / "c.jsonl",
-        [{"key": f"{i}/{j}", "response": f"{j}", "tokens": 1, "finish": "stop"} for i in range(20) for j in range(2)],
-    )
-    journal.write(
-        tmp_path / "j.jsonl", [{"key": f"{i}/{j}/0", "score": 5 * (j and i < 17)} for i in range(20) for j in range(2)]
-    )
-    journal.write(
-        tmp_path / "m.jsonl",
-        [
-            {
-                "prompt": f"judge {i}",
-                "chosen_response": "a",
-                "rejected_response": "b",
-                "chosen_reward": 1.0,
-                "rejected_reward": 0.0,
-            }
-            for i in range(9)
-        ],
-    )
-    files = named(tmp_path)
-    rows = list(
-        journal.read(
-            select_pairs(*files, str(tmp_path / "t.jsonl"), judge_pairs=str(tmp_path / "m.jsonl"), judge_share=0.15)
-        )
-    )
-    judged = [row for row in rows if row["prompt"].startswith("judge")]
-    # 3 of 20 is 15 %; bad prompts are dropped, not replaced.
-    assert len(rows) == 20 and len(judged) == 3
-    told = json.loads((tmp_path / "t.jsonl.report.json").read_text())["metrics"]
-    assert (told["judge_pairs"], told["judge_pairs_left_out"], told["dropped_tied"]) == (3, 6, 3)
-
-
-def test_spin_takes_the_given_answer_and_rejection_sampling_the_best(tmp_path: Path) -> None:
-    prompts = [
-        {"id": "a", "prompt": "1+1=", "response": "2"}, {"id": "b", "prompt": "2+2=", "response": "4"},
-        {"id": "c", "messages": [{"role": "user", "content": "3+3?"}, {"role": "assistant", "content": "6"}]},
-    ]  # fmt: skip
-    journal.write(tmp_path / "p.jsonl", prompts)
-    answers = [
-        ("a/0", "2", "stop"),
-        ("a/1", "5", "stop"),
-        ("b/0", "4 or", "length"),
-        ("b/1", "7 or", "length"),
-        ("c/0", "9", "stop"),
-        ("c/1", "8", "stop"),
-    ]
-    journal.write(
-        tmp_path / "c.jsonl",
-        [{"key": key, "response": text, "tokens": 1, "finish": finish} for key, text, finish in answers],
-    )
-    rows = list(
-        journal.read(spin_pairs(str(tmp_path / "p.jsonl"), str(tmp_path / "c.jsonl"), str(tmp_path / "s.jsonl")))
-    )
-    assert [(row["chosen_response"], row["rejected_response"]) for row in rows] == [("2", "5"), ("6", "9")]
-    journal.write(
-        tmp_path / "j.jsonl",
-        [{"key": f"{key}/0", "score": score} for key, score in (("a/0", 1), ("a/1", 0), ("c/0", 0), ("c/1", 0.5))],
-    )
-    files = named(tmp_path)
-    assert [row["response"] for row in journal.read(best_responses(*files, str(tmp_path / "b.jsonl")))] == ["2", "8"]
-    assert [
-        row["response"] for row in journal.read(best_responses(*files, str(tmp_path / "d.jsonl"), at_least=1.0))
-    ] == ["2"]
-    with pytest.raises(RowError, match="no answer is good enough"):
-        best_responses(*files, str(tmp_path / "e.jsonl"), at_least=2.0)
-    journal.write(tmp_path / "p.jsonl", [{"id": "a", "prompt": "1+1="}, *prompts[1:]])
-    with pytest.raises(RowError, match=r"p.jsonl:1: has no 'response' that spin could choose"):
-        spin_pairs(str(tmp_path / "p.jsonl"), str(tmp_path / "c.jsonl"), str(tmp_path / "new.jsonl"))
-    with pytest.raises(ConfigError, match=r"s.jsonl: was made of other prompts; remove it"):
-        spin_pairs(str(tmp_path / "p.jsonl"), str(tmp_path / "c.jsonl"), str(tmp_path / "s.jsonl"))
 
 
 @pytest.mark.parametrize(
