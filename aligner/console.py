@@ -6,6 +6,8 @@ run; with NEMO_ALIGN_VERBOSE=1 they appear on the screen too.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import sys
@@ -31,7 +33,9 @@ CHATTY = (
 
 
 def hush() -> None:
-    """Keep NeMo's own messages to its log files. To be called before the rest of NeMo is imported."""
+    """Keep NeMo's messages to its log files, and its end short. To be called before the rest of NeMo is imported."""
+    # Python would go through the 850,000 objects of NeMo's imports several times before it ends: three seconds.
+    atexit.register(gc.freeze)
     if VERBOSE:
         return
     warnings.filterwarnings("ignore", message=".*pynvml package is deprecated")

@@ -34,7 +34,7 @@ def rehearse_rounds(recipe: run.Partial, executor: run.Executor | None) -> None:
             rehearse(later, executor)
             if executor is None or isinstance(executor, run.LocalExecutor):
                 for stage in (one.generate, one.evaluate):
-                    if stage is not None and not callable(stage.prompts):
+                    if stage is not None and not isinstance(stage.prompts, fdl.Buildable):  # a function makes them
                         read_prompts(stage.prompts)
         except AlignError as error:
             raise type(error)(f"iteration {i}: {error}") from None

@@ -62,7 +62,13 @@ class Bench:
         self.folder, self.tiny = folder, tiny
         for kind in ("dense", "experts"):
             fdl.build(self.job("start", kind, "padded", 1, {}))()
-            for cut in CUTS:
+        self.done: set[str] = set()
+
+    def alone(self, cuts: Sequence[str]) -> None:
+        """What all layouts are compared with."""
+        for cut in set(cuts) - self.done:
+            self.done.add(cut)
+            for kind in ("dense", "experts"):
                 fdl.build(self.job(f"one {kind}", kind, cut, 1, {}))()
 
     def job(self, name: str, kind: str, cut: str, ranks: int, layout: dict[str, Any]) -> Any:
@@ -98,6 +104,7 @@ class Bench:
         return recipe
 
     def run(self, layouts: dict[str, dict[str, Any]], ranks: int, cuts: Sequence[str] = CUTS) -> None:
+        self.alone(cuts)
         jobs = [(ranks, self.job(n, kind_of(n), cut, ranks, layout)) for n, layout in layouts.items() for cut in cuts]
         scored = set((self.folder / "runs/reference").iterdir())
         codes, said = forked(self.folder, jobs, limit=100 + 30 * ranks * len(layouts))
@@ -107,6 +114,7 @@ class Bench:
 
     def move(self, layouts: Sequence[str]) -> None:
         """Half of the steps in a layout, the others on one rank; and the other way round."""
+        self.alone(["packed"])
         jobs = []
         for layout in layouts:
             there, back = (f"{layout} {way}" for way in ("there", "back"))
@@ -183,6 +191,7 @@ def test_four_ranks_are_one(four: Bench, layout: str, cut: str) -> None:
     four.compare(layout, cut)
 
 
+@pytest.mark.slow
 def test_auxiliary_losses_of_experts_weigh_the_same_in_every_layout(bench: Bench) -> None:
     """On rows of one length, so that nothing is padded and every layout has the same micro-batches."""
     # 12 tokens of input, which context parallelism cuts into four pieces.

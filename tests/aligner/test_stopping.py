@@ -26,40 +26,60 @@ def steps(folder: Path) -> list[int]:
     return [int(row["step"]) for row in read_metrics(folder / "metrics.csv") if "train/loss" in row]
 
 
-def test_signals_and_time_end_the_step_save_and_ask_for_another_job(tiny: Tiny, tmp_path: Path) -> None:
-    """SIGTERM to one rank of two, SIGUSR1 to one alone, a time limit; a second signal; each is then gone on with."""
+def ended(name: str, ranks: int, *callbacks: Any, limit: str | None = None) -> Callable[[Tiny], tuple[int, Any]]:
+    """A run of eight steps that saves every other one, and what ends it."""
 
-    def job(name: str, ranks: int, *callbacks: Any, limit: str | None = None) -> tuple[int, Any]:
+    def job(tiny: Tiny) -> tuple[int, Any]:
         recipe = tiny(name, num_gpus_per_node=ranks)
         recipe.trainer.max_steps, recipe.log.ckpt.every_n_train_steps = 8, 2
         recipe.trainer.callbacks = list(callbacks)
         recipe.limits.max_time_per_run = limit
         return ranks, recipe
 
-    term, usr1 = int(signal.SIGTERM), int(signal.SIGUSR1)
-    disturbed = {
-        "term": job("term", 2, run.Config(Disturb, at=2, rank=1, signals=(term,))),
-        "usr1": job("usr1", 1, run.Config(Disturb, at=2, signals=(usr1,))),
-        "twice": job("twice", 1, run.Config(Disturb, at=3, signals=(usr1, usr1))),
-        "time": job("time", 1, limit="00:00:01"),
-        "validating": job("validating", 1, run.Config(Disturb, at=1, signals=(term,)), run.Config(Slow, seconds=0.1)),
-    }
-    codes, said = forked(tmp_path, list(disturbed.values()))
-    assert codes == [[75, 75], [75], [-usr1], [75], [75]], said[-5000:]
-    assert "it received SIGTERM: saving after step 3" in said
-    assert "it received SIGUSR1: saving after step 3" in said
-    assert "its time is up: " in said
-    assert "ends with exit code 75; run the same command again to go on" in said
-    left = {name: checkpoints.newest(tmp_path / "runs" / name) for name in disturbed}
-    assert all(left.values())
-    assert checkpoints.step_of(left["term"]) == checkpoints.step_of(left["usr1"]) == 3  # type: ignore[arg-type]
-    assert checkpoints.step_of(left["twice"]) == 2, "what the second signal found was whole"  # type: ignore[arg-type]
-    assert 0 < checkpoints.step_of(left["time"]) < 8  # type: ignore[arg-type]
+    return job
 
-    codes, said = forked(tmp_path, [job(name, ranks) for name, (ranks, _) in disturbed.items()])
-    assert codes == [[0] * ranks for ranks, _ in disturbed.values()], said[-5000:]
-    for name in disturbed:
-        assert steps(tmp_path / "runs" / name) == list(range(8)), name
+
+TERM, USR1 = int(signal.SIGTERM), int(signal.SIGUSR1)
+ENDED = {
+    "term": ended("term", 2, run.Config(Disturb, at=2, rank=1, signals=(TERM,))),
+    "time": ended("time", 1, limit="00:00:01"),
+}
+OTHERS = {
+    "usr1": ended("usr1", 1, run.Config(Disturb, at=2, signals=(USR1,))),
+    "twice": ended("twice", 1, run.Config(Disturb, at=3, signals=(USR1, USR1))),
+    "validating": ended("validating", 1, run.Config(Disturb, at=1, signals=(TERM,)), run.Config(Slow, seconds=0.1)),
+}
+
+
+def end_and_go_on(tiny: Tiny, folder: Path, jobs: dict[str, Callable[[Tiny], tuple[int, Any]]]) -> tuple[Any, str, Any]:
+    """Exit codes, what was said, and the step of the checkpoint that each left; all are then gone on with."""
+    codes, said = forked(folder, [job(tiny) for job in jobs.values()])
+    assert "ends with exit code 75; run the same command again to go on" in said
+    newest = {name: checkpoints.newest(folder / "runs" / name) for name in jobs}
+    left = {name: checkpoints.step_of(path) for name, path in newest.items() if path}
+    again, told = forked(folder, [ended(name, job(tiny)[0])(tiny) for name, job in jobs.items()])
+    assert again == [[0] * job(tiny)[0] for job in jobs.values()], told[-5000:]
+    for name in jobs:
+        assert steps(folder / "runs" / name) == list(range(8)), name
+    return codes, said, left
+
+
+def test_a_signal_and_time_end_the_step_save_and_ask_for_another_job(tiny: Tiny, tmp_path: Path) -> None:
+    """SIGTERM to one rank of two; a time limit; each is then gone on with."""
+    codes, said, left = end_and_go_on(tiny, tmp_path, ENDED)
+    assert codes == [[75, 75], [75]], said[-5000:]
+    assert "it received SIGTERM: saving after step 3" in said and "its time is up: " in said
+    assert left["term"] == 3 and 0 < left["time"] < 8
+
+
+@pytest.mark.slow
+def test_other_signals_do_as_well(tiny: Tiny, tmp_path: Path) -> None:
+    """SIGUSR1; a second one while it is saved; SIGTERM while it validates."""
+    codes, said, left = end_and_go_on(tiny, tmp_path, OTHERS)
+    assert codes == [[75], [-USR1], [75]], said[-5000:]
+    assert "it received SIGUSR1: saving after step 3" in said
+    assert left["usr1"] == 3 and left["validating"]
+    assert left["twice"] == 2, "what the second signal found was whole"
 
 
 @pytest.mark.slow

@@ -27,23 +27,19 @@ def nemorun_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_nemorun_home(str(tmp_path / "home"))
 
 
-def test_a_job_that_fails_is_a_failure_and_later_stages_do_not_start(tiny: Callable[..., Any], tmp_path: Path) -> None:
-    broken, later = tiny("broken"), tiny("later")
+def test_a_job_that_fails_is_a_failure_told_by_its_own_error_and_later_stages_do_not_start(
+    tiny: Callable[..., Any], tmp_path: Path
+) -> None:
+    broken, later = tiny("broken", num_gpus_per_node=2), tiny("later", num_gpus_per_node=2)
     broken.data.train = str(tmp_path / "none.jsonl")
-    with pytest.raises(executors.JobFailed, match=r"stage 'broken' ended as FAILED"):
-        executors.launch({"broken": broken, "later": later}, executors.local())
+    with pytest.raises(executors.JobFailed, match=r"stage 'broken' ended as FAILED") as found:
+        executors.launch({"broken": broken, "later": later}, executors.local(ranks=2))
+    assert f"RowError: {tmp_path}/none.jsonl: no such file" in str(found.value)
+    assert "ChildFailedError" not in str(found.value), "torchrun's"
     assert not (tmp_path / "runs/later").exists()
 
 
-def test_the_error_of_a_job_is_shown_not_that_of_its_launcher(tiny: Callable[..., Any], tmp_path: Path) -> None:
-    broken = tiny("broken", num_gpus_per_node=2)
-    broken.data.train = str(tmp_path / "none.jsonl")
-    with pytest.raises(executors.JobFailed) as found:
-        executors.launch({"broken": broken}, executors.local(ranks=2))
-    assert f"RowError: {tmp_path}/none.jsonl: no such file" in str(found.value)
-    assert "ChildFailedError" not in str(found.value)
-
-
+@pytest.mark.slow
 def test_a_stage_begins_with_what_the_one_before_made_and_none_is_made_twice(
     tiny: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
