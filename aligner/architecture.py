@@ -1,5 +1,7 @@
 """Fitting a recipe's model to the checkpoint it starts from: the weights decide what the model is."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,13 @@ def fit(model: Any, start: Path, *, adopt: bool) -> None:
         setattr(model.config, name, theirs)
         # What is saved with the run's own checkpoints, and exported from there.
         setattr(model.__io__.config, name, theirs)
+
+
+def fingerprint(config: Any) -> str:
+    """Hash of what a config makes of its weights: two models with the same weights may be different functions."""
+    held = {name: getattr(config, name) for name in FIELDS if hasattr(config, name)}
+    told = {name: getattr(value, "__name__", str(value)) for name, value in held.items()}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def keep_vocabulary(model: Any, checkpoint: Path, *, tensor_model_parallel_size: int) -> None:

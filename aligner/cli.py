@@ -81,12 +81,12 @@ def _register() -> None:
         pipeline,
         prepacked,
         provenance,
+        recipes,
         verify,
     )
     from aligner.api import align
     from aligner.context import AlignContext
     from aligner.executors.profiles import KINDS, profiles
-    from aligner.recipes import smollm2_135m, tiny_llama
     from aligner.rounds_context import RoundsContext, StageContext
 
     console.hush()
@@ -126,7 +126,8 @@ def _register() -> None:
         run.cli.factory(_executor(config), target=run.Executor, name=name)
     run.cli.factory(wandb, target=WandbLogger, name="wandb")
     _register_parts()
-    assert smollm2_135m.NAME and tiny_llama.NAME  # their import registers the factories
+    for model in recipes.__all__:  # their import registers the factories
+        getattr(recipes, model)
 
 
 def _register_parts() -> None:

@@ -173,6 +173,8 @@ FUSIONS = (
     "cross_entropy_loss_fusion",
     "gradient_accumulation_fusion",  # an Apex kernel
     "masked_softmax_fusion",  # an Apex kernel
+    "moe_grouped_gemm",  # a CUDA extension
+    "moe_permute_fusion",  # raises without TE
     "persist_layer_norm",  # an Apex kernel
 )
 
@@ -199,12 +201,17 @@ LOCAL_NAMES = {
     "self_attention.linear_qkv.layer_norm_bias": "input_layernorm.bias",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
     "mlp.linear_fc1.layer_norm_bias": "pre_mlp_layernorm.bias",
+    # Experts in one matrix need a CUDA extension.
+    "mlp.experts.linear_fc1.weight*": "mlp.experts.local_experts.*.linear_fc1.weight",
+    "mlp.experts.linear_fc2.weight*": "mlp.experts.local_experts.*.linear_fc2.weight",
 }
 
 
-def _local_name(name: str) -> str:
+def _local_name(name: Any) -> Any:
+    if isinstance(name, tuple | list):
+        return type(name)(map(_local_name, name))
     for fused, local in LOCAL_NAMES.items():
-        if name.startswith("decoder.") and name.endswith(fused):
+        if isinstance(name, str) and name.startswith(("decoder.", "**.")) and name.endswith(fused):
             return name.removesuffix(fused) + local
     return name
 
@@ -218,9 +225,27 @@ def _connectors() -> None:
     @functools.wraps(upstream)
     def apply_transforms(source: Any, target: Any, mapping: dict[str, str], *args: Any, **kwargs: Any) -> Any:
         renamed = {_local_name(theirs): _local_name(ours) for theirs, ours in mapping.items()}
+        for transform in kwargs.get("transforms") or (args[0] if args else ()):
+            transform.source_key, transform.target_key = map(_local_name, (transform.source_key, transform.target_key))
         return upstream(source, target, renamed, *args, **kwargs)
 
     module.apply_transforms = apply_transforms
+
+
+def _norms() -> None:
+    from megatron.core.transformer.torch_norm import WrappedTorchNorm
+
+    from aligner.norms import centered
+
+    norm: Any = WrappedTorchNorm
+    upstream = norm.__new__
+
+    def new(cls: Any, config: Any, hidden_size: int, eps: float = 1e-5, **settings: Any) -> Any:
+        if config.layernorm_zero_centered_gamma:
+            return centered(config, hidden_size, eps)
+        return upstream(cls, config, hidden_size, eps, **settings)
+
+    norm.__new__ = new
 
 
 def _adapters() -> None:
@@ -275,6 +300,7 @@ PATCHES = (
     Patch("megatron/core/transformer/moe/token_dispatcher.py: splits stay tensors unless CUDA's", no_cuda, _dispatcher),
     Patch("TransformerConfig.__post_init__ refuses fusions without TE", no_transformer_engine, _fusions),
     Patch("NeMo's Hugging Face connectors name TE's fused norms only", no_transformer_engine, _connectors),
+    Patch("megatron/core/transformer/torch_norm.py refuses zero-centered weights", no_transformer_engine, _norms),
     Patch("megatron/core/transformer/moe/moe_utils.py: te_general_gemm is not defined", no_transformer_engine, _router),
     Patch("nemo/collections/llm/peft: HAVE_TE is true without TE, te.Linear", no_transformer_engine, _adapters),
 )

@@ -16,6 +16,13 @@ from aligner.files import written_whole
 # Hugging Face's model_type -> NeMo's classes in nemo.collections.llm.
 ARCHITECTURES = {
     "llama": ("LlamaModel", "LlamaConfig"),
+    "mistral": ("MistralModel", "MistralConfig7B"),
+    "mixtral": ("MixtralModel", "MixtralConfig"),
+    "nemotron": ("NemotronModel", "NemotronConfig"),
+    "qwen2": ("Qwen2Model", "Qwen2Config"),
+    "qwen3": ("Qwen3Model", "Qwen3Config"),
+    "qwen3_moe": ("Qwen3Model", "Qwen3Config"),
+    "gemma2": ("Gemma2Model", "Gemma2Config"),
 }
 
 

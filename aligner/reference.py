@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from aligner import copies, gates
+from aligner import architecture, copies, gates
 from aligner.batch import Split
 from aligner.console import say
 from aligner.data import AlignDataModule
@@ -88,7 +88,7 @@ class Cached(Reference):
     dir: Optional[str] = None
 
     weights: Optional[str] = field(default=None, init=False)
-    """Fingerprint of the reference weights; a resumed run takes it from its checkpoint."""
+    """Fingerprints of the reference's weights and function; a resumed run takes them from its checkpoint."""
 
     live = False
 
@@ -101,7 +101,8 @@ class Cached(Reference):
             CheckpointError: a resumed run's cache is gone; its starting weights are no longer in memory.
         """
         if continued is None:
-            self.weights = fingerprint(trainer.strategy.megatron_parallel)
+            function = architecture.fingerprint(trainer.lightning_module.config)
+            self.weights = f"{fingerprint(trainer.strategy.megatron_parallel)} {function}"
         folder = Path(self.dir).expanduser() if self.dir else runs / "reference"
         reference: dict[Split, Tensor] = {}
         for split in data.examples:

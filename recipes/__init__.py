@@ -12,9 +12,67 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aligner.recipes import smollm2_135m, tiny_llama
+    from aligner.recipes import (
+        gemma2_2b,
+        gemma2_9b,
+        gemma2_27b,
+        llama2_7b,
+        llama3_8b,
+        llama3_70b,
+        llama31_8b,
+        llama31_70b,
+        llama31_405b,
+        llama32_1b,
+        llama32_3b,
+        mistral_7b,
+        mixtral_8x7b,
+        nemotron4_15b,
+        nemotron4_340b,
+        qwen2_7b,
+        qwen2_72b,
+        qwen2_500m,
+        qwen3_1p7b,
+        qwen3_4b,
+        qwen3_8b,
+        qwen3_14b,
+        qwen3_30b_a3b,
+        qwen3_32b,
+        qwen3_235b_a22b,
+        qwen3_600m,
+        smollm2_135m,
+        tiny_llama,
+    )
 
-__all__ = ["smollm2_135m", "tiny_llama"]
+__all__ = [
+    "gemma2_2b",
+    "gemma2_9b",
+    "gemma2_27b",
+    "llama2_7b",
+    "llama3_8b",
+    "llama3_70b",
+    "llama31_8b",
+    "llama31_70b",
+    "llama31_405b",
+    "llama32_1b",
+    "llama32_3b",
+    "mistral_7b",
+    "mixtral_8x7b",
+    "nemotron4_15b",
+    "nemotron4_340b",
+    "qwen2_7b",
+    "qwen2_72b",
+    "qwen2_500m",
+    "qwen3_1p7b",
+    "qwen3_4b",
+    "qwen3_8b",
+    "qwen3_14b",
+    "qwen3_30b_a3b",
+    "qwen3_32b",
+    "qwen3_235b_a22b",
+    "qwen3_600m",
+    "smollm2_135m",
+    "tiny_llama",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -139,13 +139,16 @@ def _evaluate(
     return run.Partial(evaluate, prompts=held_out, output=output, engine=engine, judge=judge, **more)
 
 
-def chat_engine(num_nodes: int, num_gpus_per_node: int, checkpoint: str) -> run.Config:
-    """Megatron, one copy of the policy on each rank, for a model that chats."""
+def engine(
+    as_chat: bool, num_nodes: int, num_gpus_per_node: int, tensor_model_parallel_size: int, checkpoint: str
+) -> run.Config:
+    """Megatron on the ranks that train; each tensor-parallel group is one copy of the policy."""
     from aligner.inference import Megatron
 
     return run.Config(
-        Megatron, checkpoint=checkpoint, as_chat=True, batch_size=16, devices=num_gpus_per_node, num_nodes=num_nodes
-    )
+        Megatron, checkpoint=checkpoint, as_chat=as_chat, batch_size=16, devices=num_gpus_per_node, num_nodes=num_nodes,
+        tensor_model_parallel_size=tensor_model_parallel_size,
+    )  # fmt: skip
 
 
 # ---- what a round learns from --------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ ALLOWED = {
     "aligner.naming": {"aligner.files"},
     "aligner.metrics": set(),
     "aligner.objective": {"aligner.examples", "aligner.losses", "aligner.metrics", "aligner.unpaired"},
-    "aligner.cpu": {"aligner.parallel"},
+    "aligner.cpu": {"aligner.norms", "aligner.parallel"},
     "aligner.files": set(),
     "aligner.selection": {"aligner.errors"},
     "aligner.sampling": {"aligner.errors"},

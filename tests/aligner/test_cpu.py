@@ -63,6 +63,12 @@ from nemo.collections.llm.gpt.model.llama import HFLlamaImporter
 source = inspect.getsource(HFLlamaImporter.convert_state)
 print("needed" if "self_attention.linear_qkv.layer_norm_weight" in source else "")
 """,
+    "norms": """
+from types import SimpleNamespace
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+try: WrappedTorchNorm(SimpleNamespace(layernorm_zero_centered_gamma=True), 8)
+except AssertionError: print("needed")
+""",
     "adapters": """
 import nemo.collections.llm.peft.utils as u
 print("needed" if u.HAVE_TE else "")

@@ -45,7 +45,7 @@ def test_a_later_run_on_the_same_weights_and_tokens_scores_nothing(
     assert safetensors.torch.load_file(caches(tmp_path)[0])["logps"].shape == (16, 2)
 
 
-@pytest.mark.parametrize("change", ["weights", "rows"])
+@pytest.mark.parametrize("change", ["weights", "rows", "function"])
 def test_other_weights_or_other_tokens_are_scored_anew(
     tiny: Tiny, execute: Execute, scored: list[str], change: str
 ) -> None:
@@ -53,6 +53,9 @@ def test_other_weights_or_other_tokens_are_scored_anew(
     second = tiny("second", held_out=0, rows=20 if change == "rows" else 16)
     if change == "weights":
         second.model.config.init_method_std = 0.03
+    if change == "function":
+        # The same weights, another model.
+        second.model.config.rotary_base = 5000
     execute(second)
     assert scored == ["train", "train"]
 

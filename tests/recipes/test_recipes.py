@@ -15,8 +15,12 @@ from aligner import recipes
 from aligner.api import align
 from aligner.context import load_yaml
 from aligner.errors import ConfigError
+from aligner.recipes import families
 
-MODELS = {"tiny": recipes.tiny_llama, "smollm2_135m": recipes.smollm2_135m}
+MODELS = {
+    "tiny": recipes.tiny_llama,
+    **{name: getattr(recipes, name) for name in ("smollm2_135m", "llama3_8b", "qwen3_30b_a3b")},
+}
 METHODS = ("sft", "dpo", "ipo", "rpo", "kto")
 FACTORIES: dict[str, Callable[..., Any]] = {
     f"{model}_{method}": getattr(module, f"{method}_recipe") for model, module in MODELS.items() for method in METHODS
@@ -96,11 +100,40 @@ def test_every_method_minimises_what_it_is_called_after() -> None:
         assert (sft.preference_weight, sft.sft_weight) == (0.0, 1.0)
 
 
-def test_every_model_names_itself_as_its_file() -> None:
-    for module in (recipes.tiny_llama, recipes.smollm2_135m):
-        assert module.__name__.endswith(module.NAME)
+@pytest.mark.parametrize("name", recipes.__all__)
+def test_a_model_is_what_its_file_is_called_after_and_its_layouts_can_divide_it(name: str) -> None:
+    from nemo.lightning import io  # noqa: F401 - what is built is noted down by it
+
+    from aligner import layout
+
+    module = getattr(recipes, name)
+    assert name.endswith(module.NAME) or name == module.NAME
+    for scheme in (None, "lora") if name in families.MODELS else ():
+        recipe = module.dpo_recipe(peft_scheme=scheme)
+        ranks = recipe.trainer.num_nodes * recipe.trainer.devices
+        strategy: Any = fdl.build(recipe.trainer.strategy)
+        layout.check(strategy.parallelism, fdl.build(recipe.model.config), ranks=ranks)
+        answering = module.meta_rewarding_recipe(peft_scheme=scheme, iterations=1).rounds[0].generate.engine
+        assert answering.tensor_model_parallel_size == recipe.trainer.strategy.tensor_model_parallel_size
+        assert (answering.num_nodes, answering.devices) == (recipe.trainer.num_nodes, recipe.trainer.devices)
+
+
+def test_factories_of_the_command_line_are_called_model_and_method() -> None:
+    import aligner.cli  # noqa: F401
+    from aligner.context import _factories
+    from aligner.pipeline import self_reward
+
+    assert {"llama3_8b_dpo", "mixtral_8x7b_kto", "tiny_rpo"} <= set(_factories(align).split(", "))
+    assert {"llama31_70b_meta_rewarding", "tiny_spin"} <= set(_factories(self_reward).split(", "))
+
+
+def test_the_page_of_models_is_up_to_date() -> None:
+    """Else: python -m aligner.recipes.table > docs/models.md"""
+    from aligner.recipes.table import page
+
+    assert (Path(__file__).parent.parent.parent / "docs/models.md").read_text() == page()
 
 
 def test_an_unknown_model_is_named_with_those_there_are() -> None:
-    with pytest.raises(AttributeError, match=r"no recipes for a model 'llama9'; there are: smollm2_135m, tiny_llama"):
+    with pytest.raises(AttributeError, match=r"no recipes for a model 'llama9'; there are: gemma2_2b, .*tiny_llama"):
         getattr(recipes, "llama9")  # noqa: B009

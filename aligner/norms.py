@@ -1,0 +1,36 @@
+"""Norms whose weight is what their scale differs from 1 by, as Nemotron keeps it; torch's own keep the scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class CenteredLayerNorm(torch.nn.LayerNorm):
+    """(x - mean) / deviation · (1 + weight) + bias."""
+
+    def reset_parameters(self) -> None:
+        torch.nn.init.zeros_(self.weight)
+        torch.nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.layer_norm(x, self.normalized_shape, 1 + self.weight, self.bias, self.eps)
+
+
+class CenteredRMSNorm(torch.nn.RMSNorm):
+    """x / root of the mean square · (1 + weight)."""
+
+    def reset_parameters(self) -> None:
+        torch.nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, list(self.normalized_shape), 1 + self.weight, self.eps)
+
+
+def centered(config: Any, hidden_size: int, eps: float) -> torch.nn.Module:
+    """The one that a Megatron config asks for."""
+    kind = {"LayerNorm": CenteredLayerNorm, "RMSNorm": CenteredRMSNorm}[config.normalization]
+    return kind(hidden_size, eps=eps)

@@ -1,0 +1,24 @@
+"""Gemma 2 2B IT."""
+
+import nemo_run as run
+
+from aligner.recipes import families
+from aligner.recipes.families import Layout
+
+NAME = "gemma2_2b"
+
+
+def model() -> run.Config:
+    """NeMo's `Gemma2Config2B`."""
+    return families.nemo("Gemma2Model", "Gemma2Config2B")
+
+
+ALL = families.recipes(
+    NAME,
+    "Gemma 2 2B IT",
+    model,
+    source="hf://google/gemma-2-2b-it",
+    layout=Layout(),
+    adapters=Layout(),
+)
+sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL

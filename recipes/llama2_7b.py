@@ -1,0 +1,24 @@
+"""Llama 2 7B Chat."""
+
+import nemo_run as run
+
+from aligner.recipes import families
+from aligner.recipes.families import Layout
+
+NAME = "llama2_7b"
+
+
+def model() -> run.Config:
+    """NeMo's `Llama2Config7B`."""
+    return families.nemo("LlamaModel", "Llama2Config7B")
+
+
+ALL = families.recipes(
+    NAME,
+    "Llama 2 7B Chat",
+    model,
+    source="hf://meta-llama/Llama-2-7b-chat-hf",
+    layout=Layout(tensor=2),
+    adapters=Layout(),
+)
+sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL

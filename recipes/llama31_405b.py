@@ -1,0 +1,24 @@
+"""Llama 3.1 405B Instruct."""
+
+import nemo_run as run
+
+from aligner.recipes import families
+from aligner.recipes.families import Layout
+
+NAME = "llama31_405b"
+
+
+def model() -> run.Config:
+    """NeMo's `Llama31Config405B`."""
+    return families.nemo("LlamaModel", "Llama31Config405B")
+
+
+ALL = families.recipes(
+    NAME,
+    "Llama 3.1 405B Instruct",
+    model,
+    source="hf://meta-llama/Llama-3.1-405B-Instruct",
+    layout=Layout(nodes=28, tensor=8, pipeline=14),
+    adapters=Layout(nodes=3, tensor=4, pipeline=6, virtual=7),
+)
+sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL

@@ -1,0 +1,24 @@
+"""Llama 3.2 3B Instruct."""
+
+import nemo_run as run
+
+from aligner.recipes import families
+from aligner.recipes.families import Layout
+
+NAME = "llama32_3b"
+
+
+def model() -> run.Config:
+    """NeMo's `Llama32Config3B`."""
+    return families.nemo("LlamaModel", "Llama32Config3B")
+
+
+ALL = families.recipes(
+    NAME,
+    "Llama 3.2 3B Instruct",
+    model,
+    source="hf://meta-llama/Llama-3.2-3B-Instruct",
+    layout=Layout(),
+    adapters=Layout(),
+)
+sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL

@@ -1,0 +1,24 @@
+"""Llama 3 70B Instruct."""
+
+import nemo_run as run
+
+from aligner.recipes import families
+from aligner.recipes.families import Layout
+
+NAME = "llama3_70b"
+
+
+def model() -> run.Config:
+    """NeMo's `Llama3Config70B`."""
+    return families.nemo("LlamaModel", "Llama3Config70B")
+
+
+ALL = families.recipes(
+    NAME,
+    "Llama 3 70B Instruct",
+    model,
+    source="hf://meta-llama/Meta-Llama-3-70B-Instruct",
+    layout=Layout(nodes=4, tensor=8, pipeline=4),
+    adapters=Layout(tensor=8),
+)
+sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL

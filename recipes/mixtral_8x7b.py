@@ -1,0 +1,24 @@
+"""Mixtral 8x7B Instruct v0.1."""
+
+import nemo_run as run
+
+from aligner.recipes import families
+from aligner.recipes.families import Layout
+
+NAME = "mixtral_8x7b"
+
+
+def model() -> run.Config:
+    """NeMo's `MixtralConfig8x7B`."""
+    return families.nemo("MixtralModel", "MixtralConfig8x7B")
+
+
+ALL = families.recipes(
+    NAME,
+    "Mixtral 8x7B Instruct v0.1",
+    model,
+    source="hf://mistralai/Mixtral-8x7B-Instruct-v0.1",
+    layout=Layout(nodes=4, pipeline=4, virtual=8, expert=8),
+    adapters=Layout(expert=8),
+)
+sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL

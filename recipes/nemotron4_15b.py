@@ -1,0 +1,25 @@
+"""Nemotron-4 15B Base."""
+
+import nemo_run as run
+
+from aligner.recipes import families
+from aligner.recipes.families import Layout
+
+NAME = "nemotron4_15b"
+
+
+def model() -> run.Config:
+    """NeMo's `Nemotron4Config15B`."""
+    return families.nemo("NemotronModel", "Nemotron4Config15B")
+
+
+ALL = families.recipes(
+    NAME,
+    "Nemotron-4 15B Base",
+    model,
+    source="hf://thhaus/nemotron4-15b-base-hf",
+    layout=Layout(tensor=4),
+    adapters=Layout(),
+    as_chat=False,
+)
+sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL

@@ -1,0 +1,25 @@
+"""Nemotron-4 340B Base."""
+
+import nemo_run as run
+
+from aligner.recipes import families
+from aligner.recipes.families import Layout
+
+NAME = "nemotron4_340b"
+
+
+def model() -> run.Config:
+    """NeMo's `Nemotron4Config340B`."""
+    return families.nemo("NemotronModel", "Nemotron4Config340B")
+
+
+ALL = families.recipes(
+    NAME,
+    "Nemotron-4 340B Base",
+    model,
+    source="hf://mgoin/Nemotron-4-340B-Base-hf",
+    layout=Layout(nodes=24, tensor=8, pipeline=12),
+    adapters=Layout(nodes=4, tensor=8, pipeline=4),
+    as_chat=False,
+)
+sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL

@@ -1,0 +1,24 @@
+"""Qwen2 0.5B Instruct."""
+
+import nemo_run as run
+
+from aligner.recipes import families
+from aligner.recipes.families import Layout
+
+NAME = "qwen2_500m"
+
+
+def model() -> run.Config:
+    """NeMo's `Qwen2Config500M`."""
+    return families.nemo("Qwen2Model", "Qwen2Config500M")
+
+
+ALL = families.recipes(
+    NAME,
+    "Qwen2 0.5B Instruct",
+    model,
+    source="hf://Qwen/Qwen2-0.5B-Instruct",
+    layout=Layout(),
+    adapters=Layout(),
+)
+sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL

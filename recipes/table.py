@@ -1,0 +1,41 @@
+"""docs/models.md, made from the recipes: `python -m aligner.recipes.table > docs/models.md`."""
+
+import fiddle as fdl
+
+from aligner import recipes
+from aligner.recipes import families
+
+HEAD = """# Models
+
+A page made from the recipes by `python -m aligner.recipes.table`. Each model has the recipes `sft`, `dpo`, `ipo`,
+`rpo`, `kto`, `self_rewarding` and `meta_rewarding`: `recipes.llama3_8b.dpo_recipe()`, and on the command line
+`nemo llm align --factory llama3_8b_dpo`. A recipe starts from the Hugging Face weights named here unless `start` names
+others, and takes over sizes from them, so that it serves other models of its architecture, too.
+
+"Checked" is what our tests do on a CPU with a small random model of the architecture: imported, its log-probabilities
+are those of transformers; the recipe trains it; exported, it is the same again. No model of this size was trained by
+us, and layouts have not been tried on GPUs: where NVIDIA's fine-tuning recipes for NeMo 2 have one that fits, it is
+that, else our guess.
+
+| model | NeMo's config | starts from | checked | layout, all weights | layout, adapters |
+|---|---|---|---|---|---|
+"""
+UNCHECKED = {"Gemma2Model": "no: NeMo's layers need Transformer Engine"}
+
+
+def page() -> str:
+    """The page."""
+    lines = []
+    for name in recipes.__all__:
+        getattr(recipes, name)
+    for name, about in sorted(families.MODELS.items()):
+        model = about.model()
+        kind, config = fdl.get_callable(model).__name__, fdl.get_callable(model.config).__name__
+        checked = UNCHECKED.get(kind, "yes")
+        source = about.source.removeprefix("hf://")
+        lines.append(f"| `{name}` | {config} | {source} | {checked} | {about.layout} | {about.adapters} |")
+    return HEAD + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
