@@ -61,14 +61,18 @@ def fit(model: Any, start: Path, *, adopt: bool) -> None:
             f"model: the recipe builds a {type(model).__name__}, but {start} holds a {type(held).__name__}; use the "
             "recipe of that model"
         )
+    if hasattr(model.config, "scale_factor") and not hasattr(held.config, "scale_factor"):
+        # NeMo's Llama 3.1 always scales rotary angles; by 1 it is a Llama without.
+        held.config.scale_factor = 1.0
     differ = {
         name: (getattr(model.config, name), getattr(held.config, name))
         for name in FIELDS
         if hasattr(held.config, name) and getattr(model.config, name, None) != getattr(held.config, name)
     }
-    # Says nothing once the number of rows is kept (`keep_vocabulary`), but exporters read it.
-    model.config.make_vocab_size_divisible_by = held.config.make_vocab_size_divisible_by
-    model.__io__.config.make_vocab_size_divisible_by = held.config.make_vocab_size_divisible_by
+    # Say nothing once the number of rows is kept (`keep_vocabulary`), but exporters read them.
+    for name in ("make_vocab_size_divisible_by", "vocab_size"):
+        for config in (model.config, model.__io__.config):
+            setattr(config, name, getattr(held.config, name, None))
     if not differ:
         return
     foreign = [name for name in differ if not hasattr(model.config, name)]
@@ -106,11 +110,7 @@ def keep_vocabulary(model: Any, checkpoint: Path, *, tensor_model_parallel_size:
     Raises:
         CheckpointError: the checkpoint's rows cannot be divided over the tensor-parallel ranks.
     """
-    stored: dict[str, Any] = FileSystemReader(checkpoint / WEIGHTS_PATH).read_metadata().state_dict_metadata
-    rows = next(
-        (meta.size[0] for name, meta in stored.items() if name.endswith("embedding.word_embeddings.weight")),
-        None,
-    )
+    rows = vocabulary_rows(checkpoint)
     if rows is None:
         base = base_of(checkpoint)
         if base is not None:
@@ -122,3 +122,10 @@ def keep_vocabulary(model: Any, checkpoint: Path, *, tensor_model_parallel_size:
             f"vocabulary rows of {checkpoint} evenly; use a divisor of {rows}"
         )
     model.config.vocab_size = rows
+
+
+def vocabulary_rows(checkpoint: Path) -> int | None:
+    """How many rows the embedding of a checkpoint has; None if it holds none, as adapters alone."""
+    stored: dict[str, Any] = FileSystemReader(checkpoint / WEIGHTS_PATH).read_metadata().state_dict_metadata
+    found = (meta.size[0] for name, meta in stored.items() if name.endswith("embedding.word_embeddings.weight"))
+    return next(found, None)

@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from aligner import hf_checks
 from aligner.errors import CheckpointError
 from aligner.files import written_whole
 
@@ -45,23 +46,27 @@ def import_hf(source: str, output: str) -> Path:
     if target.exists():
         raise CheckpointError(f"output: {target} exists already; remove it or name another folder")
     name = source.removeprefix("hf://")
-    kind = _model_type(name)
+    config = _config(name)
+    kind = config.get("model_type")
     if kind not in ARCHITECTURES:
         raise CheckpointError(
             f"source: {name} is of the architecture {kind!r}; can be imported: {', '.join(ARCHITECTURES)}"
         )
+    hf_checks.check(name, config)
     from aligner import cpu
 
     cpu.install()
     from nemo.collections import llm
 
+    from aligner.architecture import vocabulary_rows
     from aligner.process import kept_environment
 
-    model, config = (getattr(llm, name) for name in ARCHITECTURES[kind])
+    model, sizes = (getattr(llm, name) for name in ARCHITECTURES[kind])
     # The sizes are placeholders: the importer reads the real ones from the Hugging Face config.
-    placeholder = model(config(num_layers=1, hidden_size=8, num_attention_heads=1))
+    placeholder = model(sizes(num_layers=1, hidden_size=8, num_attention_heads=1))
     with written_whole(target) as partial, kept_environment():
         llm.import_ckpt(placeholder, f"hf://{name}", output_path=partial)
+        hf_checks.rows(name, stored=vocabulary_rows(partial) or 0, vocabulary=config.get("vocab_size", 0))
     return target
 
 
@@ -146,17 +151,17 @@ def _without_ranks() -> dict[str, str]:
     }
 
 
-def _model_type(name: str) -> Any:
-    config = Path(name).expanduser() / "config.json"
-    if config.is_file():
+def _config(name: str) -> dict[str, Any]:
+    path = Path(name).expanduser() / "config.json"
+    if path.is_file():
         try:
-            return json.loads(config.read_text()).get("model_type")
+            return json.loads(path.read_text())
         except json.JSONDecodeError as error:
-            raise CheckpointError(f"source: {config} is not JSON ({error})") from None
+            raise CheckpointError(f"source: {path} is not JSON ({error})") from None
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name).model_type
+        return AutoConfig.from_pretrained(name).to_dict()
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise CheckpointError(

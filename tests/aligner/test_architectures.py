@@ -13,7 +13,8 @@ from launching import forked
 from nemo.lightning import RestoreConfig
 from reading import read_rows
 
-from aligner import huggingface, recipes, toy
+from aligner import hf_checks, huggingface, recipes, toy
+from aligner.errors import CheckpointError
 from aligner.examples import examples
 from aligner.recipes.families import Layout
 from aligner.tokens import ResponseTokenizer
@@ -30,11 +31,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3_8b": ("Llama", {"rope_theta": 500000.0}),
     "llama31_8b": (
         "Llama",
-        {"rope_theta": 500000.0, "rope_scaling": ROPE | {"original_max_position_embeddings": 32}},
+        {"rope_theta": 500000.0, "rope_scaling": ROPE | {"original_max_position_embeddings": 8192}},
     ),
     "llama32_1b": ("Llama", {"rope_theta": 500000.0, "tie_word_embeddings": True}),
     "mistral_7b": ("Mistral", {"sliding_window": None}),
-    "mixtral_8x7b": ("Mixtral", {"num_local_experts": 4}),
+    "mixtral_8x7b": ("Mixtral", {"num_local_experts": 4, "vocab_size": 128}),
     "nemotron4_15b": ("Nemotron", {}),
     "qwen2_7b": ("Qwen2", {}),
     "qwen3_8b": ("Qwen3", {"head_dim": 128}),
@@ -59,9 +60,11 @@ def made(home: Path, rows: str) -> Path:
     jobs: list[tuple[int, Any]] = []
     for name, (kind, options) in MODELS.items():
         folder = home / name
-        transformers.AutoTokenizer.from_pretrained(toy.ASSETS / "tiny_tokenizer").save_pretrained(folder)
+        config = getattr(transformers, f"{kind}Config")(**SIZES | options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(toy.ASSETS / "tiny_tokenizer")
+        tokenizer.add_tokens([f"<extra {i}>" for i in range(config.vocab_size - len(tokenizer))])
+        tokenizer.save_pretrained(folder)
         torch.manual_seed(0)
-        config = getattr(transformers, f"{kind}Config")(**SIZES, **options)
         getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
         # Where a run looks before it imports in a process of its own.
         imported = home / "runs/models" / huggingface.cache_name(str(folder))
@@ -112,3 +115,28 @@ def test_a_recipe_aligns_its_architecture_there_and_back(made: Path, rows: str, 
     assert first["val/logps_chosen_mean"] == pytest.approx(mean_logp(made / name, rows), rel=1e-5)
     assert last["val/loss"] < first["val/loss"]
     assert last["val/logps_chosen_mean"] == pytest.approx(mean_logp(made / f"{name} aligned", rows), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}}, "has rope_scaling"),
+        ({"model_type": "llama", "rope_scaling": ROPE | {"original_max_position_embeddings": 32}}, "knows only as"),
+        ({"model_type": "qwen2", "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "importer of qwen2 ignores"),
+        ({"model_type": "mixtral", "sliding_window": 4096}, "has sliding_window 4096"),
+        ({"model_type": "qwen3", "head_dim": 64}, "has head_dim 64, and NeMo's importer of qwen3 knows 128"),
+        ({"model_type": "qwen3_moe", "num_experts": 64}, "has num_experts 64"),
+    ],
+)
+def test_what_an_importer_would_get_wrong_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        hf_checks.check("model", config)
+
+
+def test_what_importers_know_is_let_through() -> None:
+    hf_checks.check("model", {"model_type": "llama", "rope_scaling": ROPE | {"original_max_position_embeddings": 8192}})
+    hf_checks.check("model", {"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False})
+    hf_checks.check("model", {"model_type": "mistral", "sliding_window": 4096})
+    hf_checks.rows("model", stored=85, vocabulary=85)
+    with pytest.raises(CheckpointError, match="has 85 tokens, which NeMo's importer padded to 128"):
+        hf_checks.rows("model", stored=128, vocabulary=85)
