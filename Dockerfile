@@ -1,8 +1,11 @@
 # docker build --target cpu -t nemo-align:cpu .
 # docker build --target gpu --build-arg NEMO_IMAGE=<NVIDIA's NeMo image> -t nemo-align:gpu .
+# Another package index, for torch without CUDA or behind a firewall: --build-arg PIP_EXTRA_INDEX_URL=...
 ARG NEMO_IMAGE=scratch
 
 FROM python:3.11-slim AS cpu
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
 RUN apt-get update && apt-get install -y --no-install-recommends git && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/nemo-align
 COPY pyproject.toml requirements.lock README.md LICENSE ./
@@ -14,6 +17,8 @@ WORKDIR /workspace
 
 # What NVIDIA's image brings, torch, Megatron-Core, Transformer Engine and NeMo, fits its GPUs and stays.
 FROM ${NEMO_IMAGE} AS gpu
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
 WORKDIR /opt/nemo-align
 COPY pyproject.toml requirements.lock README.md LICENSE ./
 COPY aligner aligner
