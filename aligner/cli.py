@@ -87,19 +87,21 @@ def _register() -> None:
     from aligner.api import align
     from aligner.context import AlignContext
     from aligner.executors.profiles import KINDS, profiles
+    from aligner.factories import RecipesEntrypoint
     from aligner.rounds_context import RoundsContext, StageContext
 
     console.hush()
-    run.cli.entrypoint(align, namespace="llm", help=HELP, run_ctx_cls=AlignContext)
+    with_recipes = {"namespace": "llm", "entrypoint_cls": RecipesEntrypoint}
+    run.cli.entrypoint(align, help=HELP, run_ctx_cls=AlignContext, **with_recipes)
     run.cli.entrypoint(
         verify.verify_resume, name="verify-resume", namespace="llm", help=verify.HELP, run_ctx_cls=verify.VerifyContext
     )
     run.cli.entrypoint(
         pipeline.self_reward,
         name="self-reward",
-        namespace="llm",
         help=_help("self-reward", pipeline.self_reward),
         run_ctx_cls=RoundsContext,
+        **with_recipes,
     )
     for name, stage in {
         "generate-responses": generation.generate_responses,

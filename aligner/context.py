@@ -20,6 +20,7 @@ import yaml
 from nemo_run.cli.api import RunContext
 from nemo_run.cli.cli_parser import CLIException, parse_cli_args, parse_value
 
+from aligner import factories
 from aligner.choices import PARTS, choose
 from aligner.errors import ConfigError
 
@@ -37,15 +38,15 @@ class AlignContext(RunContext):
             return override(load_yaml(Path(self.yaml)), args)
         if not self.factory:
             raise ConfigError(
-                f"--factory: missing; name a recipe, for example --factory tiny_dpo (there are: {_factories(fn)}), "
-                "or --yaml FILE"
+                f"--factory: missing; name a recipe, for example --factory tiny_dpo, or --yaml FILE; "
+                f"{factories.told(fn)}"
             )
         try:
             recipe = super().parse_fn(fn, [], **default_kwargs)
         except ValueError as error:
             if "No matching factory found" not in str(error):
                 raise
-            raise ConfigError(f"--factory: there is no {self.factory!r}; there are: {_factories(fn)}") from None
+            raise ConfigError(f"--factory: there is no {self.factory!r}; {factories.told(fn, self.factory)}") from None
         return override(recipe, args)
 
     def _execute_task(self, fn: Any, task_args: list[str]) -> None:
@@ -79,14 +80,6 @@ def _rehearse(recipe: run.Partial, executor: run.Executor | None) -> None:
         rehearse(recipe, executor)
     elif recipe.__fn_or_cls__ is self_reward:
         rehearse_rounds(recipe, executor)
-
-
-def _factories(fn: Any) -> str:
-    import catalogue
-    from nemo_run.config import get_type_namespace
-
-    space = get_type_namespace(fn)
-    return ", ".join(sorted(name for *spaces, name in catalogue.REGISTRY if tuple(spaces) == (space,)))
 
 
 def override(recipe: run.Partial, args: list[str]) -> run.Partial:

@@ -122,6 +122,16 @@ def import_once(source: str, cache: Path) -> Path:
     return target
 
 
+def which(source: str) -> dict[str, Any]:
+    """The very weights that a checkpoint's or a Hugging Face model's name stands for now."""
+    from aligner import checkpoints
+
+    if is_source(source):
+        return {"checkpoint": cache_name(source)}
+    found = checkpoints.require(Path(source).expanduser(), "checkpoint")
+    return {"checkpoint": str(found.resolve()), "written": checkpoints.written(found)}
+
+
 def cache_name(source: str) -> str:
     """A folder name that changes with the content of a local model."""
     name = source.removeprefix("hf://")

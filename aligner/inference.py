@@ -68,15 +68,7 @@ class Megatron(Engine):
     _all: Any = field(default=None, init=False, repr=False)
 
     def identity(self) -> dict[str, Any]:
-        where = Path(self.checkpoint).expanduser()
-        if huggingface.is_source(self.checkpoint):
-            return {"checkpoint": huggingface.cache_name(self.checkpoint), "as_chat": self.as_chat}
-        found = checkpoints.require(where, "checkpoint")
-        return {
-            "checkpoint": str(found.resolve()),
-            "written": checkpoints.written(found),
-            "as_chat": self.as_chat,
-        }
+        return {**huggingface.which(self.checkpoint), "as_chat": self.as_chat}
 
     @contextlib.contextmanager
     def opened(self, cache: Path) -> Iterator[None]:

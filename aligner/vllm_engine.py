@@ -43,7 +43,7 @@ class VLLM(Engine):
     _first: bool = field(default=True, init=False, repr=False)
 
     def identity(self) -> dict[str, Any]:
-        return {"vllm": self.checkpoint, "as_chat": self.as_chat, "options": self.options}
+        return {**huggingface.which(self.checkpoint), "vllm": True, "as_chat": self.as_chat, "options": self.options}
 
     @property
     def share(self) -> tuple[int, int] | None:

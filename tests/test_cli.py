@@ -12,7 +12,7 @@ from launching import nemo_each
 PLACES = ["prompts=p.jsonl", "output=c.jsonl", "engine.devices=2"]
 MISTAKES = [
     (["--factory", "tiny_dpo", "-y", "loss.bta=1"], "loss.bta: there is no such argument"),
-    (["--factory", "tiny_dop", "-y"], "--factory: there is no 'tiny_dop'; there are: smollm2_135m_dpo"),
+    (["--factory", "tiny_dop", "-y"], "--factory: there is no 'tiny_dop'; did you mean 'tiny_dpo'? MODEL"),
     (["-y"], "--factory: missing"),
     (["--factory", "tiny_dpo", "-y", "loss=dpi"], "loss: there is no 'dpi'; there are: dpo, robust_dpo, ipo"),
     (["--factory", "tiny_dpo", "-y", "loss.beta=0"], "loss.beta: must be above 0"),

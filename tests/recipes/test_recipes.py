@@ -120,11 +120,15 @@ def test_a_model_is_what_its_file_is_called_after_and_its_layouts_can_divide_it(
 
 def test_factories_of_the_command_line_are_called_model_and_method() -> None:
     import aligner.cli  # noqa: F401
-    from aligner.context import _factories
+    from aligner.factories import names, told
     from aligner.pipeline import self_reward
 
-    assert {"llama3_8b_dpo", "mixtral_8x7b_kto", "tiny_rpo"} <= set(_factories(align).split(", "))
-    assert {"llama31_70b_meta_rewarding", "tiny_spin"} <= set(_factories(self_reward).split(", "))
+    assert {"llama3_8b_dpo", "mixtral_8x7b_kto", "tiny_rpo"} <= set(names(align))
+    assert {"llama31_70b_meta_rewarding", "tiny_spin"} <= set(names(self_reward))
+    assert told(align, "llama3_8b_dop(x=1)").startswith(
+        "did you mean 'llama3_8b_dpo'? MODEL_METHOD can be gemma2_27b, "
+    )
+    assert told(self_reward).endswith("with self_rewarding, spin, rejection_sampling")
 
 
 def test_the_page_of_models_is_up_to_date() -> None:
