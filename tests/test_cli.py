@@ -58,6 +58,7 @@ SETTINGS = [
 CHOSEN = ["loss.beta=0.2", "loss=ipo", "reference=moving", "reference.every=5", "peft=lora", "peft.dim=8"]
 COMMANDS = {
     "help": ["--help"],
+    "align help": ["align", "--help"],
     "lint help": ["lint-preferences", "--help"],
     "to yaml": ["align", "--factory", "tiny_dpo", "loss.beta=0.05", "--to-yaml", "recipe.yaml"],
     "from yaml": ["align", "--yaml", "recipe.yaml", "trainer.max_steps=7", "--dryrun", "-y"],
@@ -112,6 +113,12 @@ def test_our_commands_stand_beside_nemos(typed: dict[str, Typed]) -> None:
     for command in (*ours, "pretrain", "finetune", "export"):
         assert f" {command} " in done.said
     assert "could not register" not in done.errors
+
+
+def test_help_tells_recipes_by_model_and_method(typed: dict[str, Typed]) -> None:
+    said = typed["align help"].said
+    assert "sft dpo ipo rpo kto  gemma2_27b " in said and " smollm2_135m tiny " in said
+    assert "whose log-probabilities the policy is held to" in said and "llama3_8b_dpo" not in said
 
 
 def test_help_tells_the_arguments(typed: dict[str, Typed]) -> None:
