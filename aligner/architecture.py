@@ -41,6 +41,10 @@ FIELDS = (
     "share_embeddings_and_output_weights",
     "num_moe_experts",
     "moe_router_topk",
+    "moe_router_pre_softmax",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
     "moe_ffn_hidden_size",
     "window_size",
 )

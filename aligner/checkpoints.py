@@ -204,7 +204,7 @@ class Resume(nl.AutoResume):
     continued: Optional[Path] = field(default=None, init=False)
     """The checkpoint that `find` found."""
     imported: bool = field(default=False, init=False)
-    """Whether `resolve` found a Hugging Face model."""
+    """Whether `resolve` found a Hugging Face model, or a run that came from one."""
     adapters: Optional[Path] = field(default=None, init=False)
     """The checkpoint that `resolve` found, if it holds adapters alone; the base they belong to is loaded first."""
 
@@ -246,6 +246,8 @@ class Resume(nl.AutoResume):
         else:
             start = require(Path(path).expanduser(), "resume.restore_config.path")
         base = adapters.base_of(start)
+        if not self.imported and (start / RECORD).is_file():
+            self.imported = bool(record(start).get("imported"))
         self.adapters = start if base else None
         # Absolute, since adapters remember the path of their base.
         self.restore_config.path = str((base or start).absolute())

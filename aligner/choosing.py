@@ -98,7 +98,9 @@ def _made(
 
     with together() as first:
         if first:
-            made = _journal(path, *inputs, prompts=prompts, least_share=least_share, **settings)
+            if least_share:
+                settings = {"least_share": least_share, **settings}
+            made = _journal(path, *inputs, prompts=prompts, **settings)
             if made.finished:
                 say(f"{path} is there, whole")
                 return path

@@ -168,6 +168,8 @@ class Run:
                 "would be held to the bare base from before they were trained; use run.Config(Cached), or Frozen, "
                 "which copies adapters alone"
             )
+        if self._continued is not None:
+            resume.imported = bool(checkpoints.record(self._continued).get("imported"))
         architecture.fit(self.model, source, adopt=resume.imported or self._continued is not None)
         size = self.strategy.parallelism.tensor_model_parallel_size
         architecture.keep_vocabulary(self.model, source, tensor_model_parallel_size=size)

@@ -8,9 +8,17 @@ from aligner.errors import CheckpointError
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """The rotary scaling that NeMo's Llama 3.1 knows, up to its factor."""
-ASSUMED = {
-    "qwen3": {"head_dim": 128},
-    "qwen3_moe": {"head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True},
+PLAIN = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "partial_rotary_factor": 1.0}
+EXPERTS = {"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "decoder_sparse_step": 1}
+ASSUMED: dict[str, dict[str, Any]] = {
+    "llama": PLAIN,
+    "mistral": PLAIN,
+    "mixtral": PLAIN,
+    "nemotron": {"hidden_act": "relu2", "attention_bias": False, "mlp_bias": False},
+    "qwen2": {"hidden_act": "silu"},
+    "qwen3": {"head_dim": 128, **PLAIN},
+    "qwen3_moe": {"head_dim": 128, **EXPERTS, **PLAIN, "mlp_only_layers": []},
+    "gemma2": {"head_dim": 256},
 }
 """What importers take for granted."""
 

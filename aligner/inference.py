@@ -131,7 +131,7 @@ class Megatron(Engine):
         inner: Any = trainer.strategy.megatron_parallel[0].eval()
         while not isinstance(inner, GPTModel):  # within NeMo's module, and what its precision wraps it in
             inner = inner.module
-        if cpu.no_cuda():
+        if cpu.no_cuda() and torch.backends.mkldnn.is_available():
             cpu_linear.use_in(inner)
         self._model = inner
         self._encode = ResponseTokenizer(model.tokenizer, as_chat=self.as_chat)

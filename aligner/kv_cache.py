@@ -52,6 +52,7 @@ class KeyValueCache(BaseInferenceContext):
         self._reach = (newest // BLOCK + 1) * BLOCK
         self._unseen = torch.arange(self._reach)[None, None, None] > self.positions_N[:, None, None, None]
         self._mask: Tensor | None = None
+        self._placed = False
 
     def done(self) -> None:
         """The pass is over."""
@@ -78,7 +79,8 @@ class KeyValueCache(BaseInferenceContext):
             keys, values = key[slot : slot + 1, :, :count], value[slot : slot + 1, :, :count]
             return attention(query.permute(1, 2, 0, 3), keys, values, is_causal=True).permute(2, 0, 1, 3)
         if self._mask is None:
-            self._mask = torch.zeros_like(self._unseen, dtype=query.dtype).masked_fill_(self._unseen, -math.inf)
+            unseen = self._unseen.to(query.device)
+            self._mask = torch.zeros_like(unseen, dtype=query.dtype).masked_fill_(unseen, -math.inf)
         keys, values = key[:, :, : self._reach], value[:, :, : self._reach]
         return attention(query.transpose(1, 2), keys, values, attn_mask=self._mask).transpose(1, 2)
 
@@ -117,6 +119,11 @@ class KeyValueCache(BaseInferenceContext):
         if layer not in self._held:
             shape = (self.slots, key.shape[2], self.max_sequence_length, key.shape[3])
             self._held[layer] = (key.new_zeros(shape), value.new_zeros(shape))
+        if not self._placed:
+            # Once a pass, not in every layer.
+            self._placed = True
+            for name in ("_slots_N", "positions_N", "_last"):
+                setattr(self, name, getattr(self, name).to(key.device))
         for held, new in zip(self._held[layer], (key, value), strict=True):
             held[self._slots_N, :, self.positions_N] = new[:, 0]
 

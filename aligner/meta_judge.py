@@ -126,7 +126,7 @@ def report_of(path: Path) -> dict[str, float]:
 
 
 def _report_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.report.json")
+    return path.with_name(f"{path.name}.comparisons.json")
 
 
 def _disputed(source: Any, candidates: str, judgements: str) -> list[Disputed]:

@@ -179,7 +179,7 @@ def log_round(logger: WandbLogger, train: Any) -> None:
         return
     told = json.loads(held.read_text())
     logger.log_metrics({f"round/{name}": value for name, value in told["metrics"].items()}, step=0)
-    rows = [[one["prompt"], *(a[name] for name in COLUMNS)] for one in told["samples"] for a in one["answers"]]
+    rows = [[one["prompt"], *(a[name] for name in COLUMNS)] for one in told.get("samples", ()) for a in one["answers"]]
     if rows:
         logger.log_table("round/answers", columns=["prompt", *COLUMNS], data=rows)
 

@@ -68,6 +68,7 @@ def described(run: Run, settings: Settings) -> dict[str, Any]:
             "context": parallel.context_parallel_size,
             "expert": parallel.expert_model_parallel_size,
         },
+        "imported": run.resume is not None and run.resume.imported,
         "versions": dict(versions()),
         "reference weights": getattr(run.reference, "weights", None),
     }

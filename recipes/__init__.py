@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from aligner.recipes import (
         gemma2_2b,
         gemma2_9b,
-        gemma2_27b,
         llama2_7b,
         llama3_8b,
         llama3_70b,
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
 __all__ = [
     "gemma2_2b",
     "gemma2_9b",
-    "gemma2_27b",
     "llama2_7b",
     "llama3_8b",
     "llama3_70b",

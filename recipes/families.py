@@ -27,6 +27,8 @@ class Layout(NamedTuple):
     virtual: Optional[int] = None
     """Stages of each pipeline rank, which take turns."""
     expert: int = 1
+    answering: Optional[int] = None
+    """Tensor parallelism of the engine that answers, which knows no other; None: `tensor`."""
 
     def apply(self, recipe: Any) -> None:
         """Divide a run's model so."""
@@ -84,16 +86,8 @@ class Rounds(Protocol):
     ) -> run.Partial: ...
 
 
-class Recipes(NamedTuple):
-    """All recipes of a model."""
-
-    sft: Align
-    dpo: Align
-    ipo: Align
-    rpo: Align
-    kto: Align
-    self_rewarding: Rounds
-    meta_rewarding: Rounds
+Aligns = tuple[Align, Align, Align, Align, Align]
+ALIGN = ("sft", "dpo", "ipo", "rpo", "kto")
 
 
 SAID = {
@@ -135,8 +129,10 @@ def recipes(
     adapters: Layout,
     seq_length: int = 4096,
     as_chat: bool = True,
-) -> Recipes:
+) -> tuple[Align, Align, Align, Align, Align, Rounds, Rounds]:
     """The functions of a model's file, registered for the command line as `<name>_<method>`.
+
+    First those of `align`, in the order of `ALIGN`, then self-rewarding and meta-rewarding.
 
     Args:
         name: as NeMo names the model.
@@ -149,12 +145,35 @@ def recipes(
         as_chat: whether a string is read as a user's message and an assistant's.
     """
     about = MODELS[name] = _Model(name, title, model, source, layout, adapters, seq_length, as_chat)
-    preference = {method: _align(about, method) for method in ("sft", "dpo", "ipo", "rpo", "kto")}
-    return Recipes(
-        **preference,
-        self_rewarding=_rounds(about, "self_rewarding", iterations=3, samples=4, judgements=3),
-        meta_rewarding=_rounds(about, "meta_rewarding", iterations=4, samples=7, judgements=11),
+    return (
+        *_aligns(about),
+        _rounds(about, "self_rewarding", iterations=3, samples=4, judgements=3),
+        _rounds(about, "meta_rewarding", iterations=4, samples=7, judgements=11),
     )
+
+
+def align_recipes(
+    name: str,
+    title: str,
+    model: Callable[[], run.Config],
+    *,
+    source: str,
+    layout: Layout,
+    adapters: Layout,
+    seq_length: int = 4096,
+    as_chat: bool = True,
+) -> Aligns:
+    """The same of a model that Megatron cannot answer with: too large without pipelines, or with attention of its own.
+
+    Its rounds can be put together of `generate_responses` with `engine=server` and the stages that follow it.
+    """
+    about = MODELS[name] = _Model(name, title, model, source, layout, adapters, seq_length, as_chat)
+    return _aligns(about)
+
+
+def _aligns(about: _Model) -> Aligns:
+    sft, dpo, ipo, rpo, kto = (_align(about, method) for method in ALIGN)
+    return sft, dpo, ipo, rpo, kto
 
 
 def _align(about: _Model, method: str) -> Align:
@@ -216,7 +235,11 @@ def _rounds(about: _Model, method: str, *, iterations: int, samples: int, judgem
         return rounds.rounds(
             policy,
             functools.partial(
-                rounds.engine, about.as_chat, num_nodes or layout.nodes, num_gpus_per_node, layout.tensor
+                rounds.engine,
+                about.as_chat,
+                num_nodes or layout.nodes,
+                num_gpus_per_node,
+                layout.answering or layout.tensor,
             ),
             dir=dir,
             name=name,

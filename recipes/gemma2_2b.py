@@ -13,7 +13,7 @@ def model() -> run.Config:
     return families.nemo("Gemma2Model", "Gemma2Config2B")
 
 
-ALL = families.recipes(
+ALL = families.align_recipes(
     NAME,
     "Gemma 2 2B IT",
     model,
@@ -21,4 +21,4 @@ ALL = families.recipes(
     layout=Layout(),
     adapters=Layout(),
 )
-sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL
+sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe = ALL

@@ -13,7 +13,7 @@ def model() -> run.Config:
     return families.nemo("LlamaModel", "Llama31Config405B")
 
 
-ALL = families.recipes(
+ALL = families.align_recipes(
     NAME,
     "Llama 3.1 405B Instruct",
     model,
@@ -21,4 +21,4 @@ ALL = families.recipes(
     layout=Layout(nodes=28, tensor=8, pipeline=14),
     adapters=Layout(nodes=3, tensor=4, pipeline=6, virtual=7),
 )
-sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL
+sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe = ALL

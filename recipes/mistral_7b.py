@@ -9,8 +9,8 @@ NAME = "mistral_7b"
 
 
 def model() -> run.Config:
-    """NeMo's `MistralConfig7B`."""
-    return families.nemo("MistralModel", "MistralConfig7B")
+    """NeMo's `MistralConfig7B`, which is of v0.1, without its window and with v0.3's rotary base."""
+    return families.nemo("MistralModel", "MistralConfig7B", window_size=None, rotary_base=1e6)
 
 
 ALL = families.recipes(

@@ -18,7 +18,7 @@ ALL = families.recipes(
     "Mixtral 8x7B Instruct v0.1",
     model,
     source="hf://mistralai/Mixtral-8x7B-Instruct-v0.1",
-    layout=Layout(nodes=4, pipeline=4, virtual=8, expert=8),
-    adapters=Layout(expert=8),
+    layout=Layout(nodes=4, pipeline=4, virtual=8, expert=8, answering=8),
+    adapters=Layout(expert=8, answering=8),
 )
 sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL

@@ -13,7 +13,7 @@ def model() -> run.Config:
     return families.nemo("NemotronModel", "Nemotron4Config340B")
 
 
-ALL = families.recipes(
+ALL = families.align_recipes(
     NAME,
     "Nemotron-4 340B Base",
     model,
@@ -22,4 +22,4 @@ ALL = families.recipes(
     adapters=Layout(nodes=4, tensor=8, pipeline=4),
     as_chat=False,
 )
-sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL
+sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe = ALL

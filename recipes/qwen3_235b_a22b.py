@@ -13,7 +13,7 @@ def model() -> run.Config:
     return families.nemo("Qwen3Model", "Qwen3Config235B_A22B")
 
 
-ALL = families.recipes(
+ALL = families.align_recipes(
     NAME,
     "Qwen3 235B-A22B",
     model,
@@ -21,4 +21,4 @@ ALL = families.recipes(
     layout=Layout(nodes=16, tensor=4, pipeline=2, expert=64),
     adapters=Layout(nodes=2, tensor=4, pipeline=2, expert=8),
 )
-sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL
+sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe = ALL

@@ -8,7 +8,8 @@ from aligner.recipes import families
 HEAD = """# Models
 
 A page made from the recipes by `python -m aligner.recipes.table`. Each model has the recipes `sft`, `dpo`, `ipo`,
-`rpo`, `kto`, `self_rewarding` and `meta_rewarding`: `recipes.llama3_8b.dpo_recipe()`, and on the command line
+`rpo` and `kto`, and most `self_rewarding` and `meta_rewarding` (not Gemma, whose attention our Megatron engine does not
+know, nor the three that are too large for it): `recipes.llama3_8b.dpo_recipe()`, and on the command line
 `nemo llm align --factory llama3_8b_dpo`. A recipe starts from the Hugging Face weights named here unless `start` names
 others, and takes over sizes from them, so that it serves other models of its architecture, too.
 

@@ -74,6 +74,10 @@ def made(home: Path, rows: str) -> Path:
             huggingface.export_hf, checkpoint=str(home / "runs" / name), output=str(home / f"{name} aligned")
         )
         jobs.append((1, back))
+    # A second round: what it starts from is a run, whose sizes are not the recipe's.
+    second = _recipe("llama32_1b", home, rows, home / "runs/llama32_1b")
+    second.log.name = "second round"
+    jobs.append((1, second))
     codes, said = forked(home, jobs, limit=600)
     (home / "said").write_text(said)
     assert codes == [[0]] * len(jobs), [(list(MODELS)[i // 3], i % 3) for i, c in enumerate(codes) if c != [0]]
@@ -117,6 +121,12 @@ def test_a_recipe_aligns_its_architecture_there_and_back(made: Path, rows: str, 
     assert last["val/logps_chosen_mean"] == pytest.approx(mean_logp(made / f"{name} aligned", rows), rel=1e-5)
 
 
+def test_a_run_that_came_from_an_import_is_gone_on_with_by_its_recipe(made: Path) -> None:
+    before, after = (read_metrics(made / f"runs/{name}/metrics.csv") for name in ("llama32_1b", "second round"))
+    last = [row for row in before if "val/loss" in row][-1]
+    assert after[0]["val/logps_chosen_mean"] == pytest.approx(last["val/logps_chosen_mean"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -125,6 +135,8 @@ def test_a_recipe_aligns_its_architecture_there_and_back(made: Path, rows: str, 
         ({"model_type": "qwen2", "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "importer of qwen2 ignores"),
         ({"model_type": "mixtral", "sliding_window": 4096}, "has sliding_window 4096"),
         ({"model_type": "qwen3", "head_dim": 64}, "has head_dim 64, and NeMo's importer of qwen3 knows 128"),
+        ({"model_type": "llama", "attention_bias": True}, "has attention_bias True"),
+        ({"model_type": "gemma2", "head_dim": 128}, "has head_dim 128"),
         ({"model_type": "qwen3_moe", "num_experts": 64}, "has num_experts 64"),
     ],
 )
