@@ -144,9 +144,12 @@ def recipes(
         seq_length: tokens of a row, at most.
         as_chat: whether a string is read as a user's message and an assistant's.
     """
-    about = MODELS[name] = _Model(name, title, model, source, layout, adapters, seq_length, as_chat)
+    aligns = align_recipes(
+        name, title, model, source=source, layout=layout, adapters=adapters, seq_length=seq_length, as_chat=as_chat
+    )
+    about = MODELS[name]
     return (
-        *_aligns(about),
+        *aligns,
         _rounds(about, "self_rewarding", iterations=3, samples=4, judgements=3),
         _rounds(about, "meta_rewarding", iterations=4, samples=7, judgements=11),
     )
@@ -168,10 +171,6 @@ def align_recipes(
     Its rounds can be put together of `generate_responses` with `engine=server` and the stages that follow it.
     """
     about = MODELS[name] = _Model(name, title, model, source, layout, adapters, seq_length, as_chat)
-    return _aligns(about)
-
-
-def _aligns(about: _Model) -> Aligns:
     sft, dpo, ipo, rpo, kto = (_align(about, method) for method in ALIGN)
     return sft, dpo, ipo, rpo, kto
 
