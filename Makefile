@@ -40,7 +40,7 @@ parity: .venv-parity/installed  ## our losses against TRL's, in an environment o
 		exit 1; fi; \
 	test -x $(BIN)/python || "$$python" -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" "setuptools>=77" wheel
-	$(BIN)/python -m pip install --quiet --editable ".[test,dev,gguf]" --constraint requirements.lock
+	$(BIN)/python -m pip install --quiet --editable ".[test,dev,gguf,notebooks,docs]" --constraint requirements.lock
 	@touch $@
 
 clean:

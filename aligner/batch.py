@@ -65,6 +65,13 @@ class Batch:
         """Anything that has one entry a sequence, `[P, K]`: a row for each example."""
         return x_S.reshape(-1, len(self.index_P)).T
 
+    def scored_RT(self) -> Tensor:
+        """Where a label belongs to a response."""
+        steps = torch.zeros(self.labels_RT.numel() + 1, dtype=torch.int32, device=self.labels_RT.device)
+        steps = steps.index_add(0, self.start_S, steps.new_ones(len(self.start_S)))
+        steps = steps.index_add(0, self.start_S + self.length_S, steps.new_full(self.start_S.shape, -1))
+        return steps.cumsum(0)[:-1].reshape(self.labels_RT.shape).bool()
+
     def cuda(self, non_blocking: bool = True) -> Batch:
         """The same batch on this process's device."""
         return self._each(lambda x: x.cuda(non_blocking=non_blocking))

@@ -39,6 +39,12 @@ def arguments(run: Run) -> None:
         raise ConfigError(
             f"trainer.strategy: must be NeMo's MegatronStrategy, found {type(run.trainer.strategy).__name__}"
         )
+    limit = run.trainer.limit_train_batches
+    if limit not in (1.0, None) or isinstance(limit, int):  # 1 is one batch, 1.0 all of them
+        raise ConfigError(
+            f"trainer.limit_train_batches: {limit} would show the run the same global batches over and over; leave it "
+            "out, and set trainer.max_steps"
+        )
     _loss(run)
     _folders(run)
     if not isinstance(run.logger.ckpt, Checkpoint):
@@ -48,6 +54,12 @@ def arguments(run: Run) -> None:
         )
     if run.optim is None:
         raise ConfigError("optim: is None; give NeMo's MegatronOptimizerModule, as every recipe does")
+    lr, least = run.optim.config.lr, getattr(run.optim.lr_scheduler, "min_lr", None)
+    if lr is not None and least is not None and least > lr:
+        raise ConfigError(
+            f"optim.lr_scheduler.min_lr: {least} is above optim.config.lr={lr}; a rate that stays constant after the "
+            f"warm-up has both alike: optim.config.lr={lr} optim.lr_scheduler.min_lr={lr}"
+        )
 
 
 def _loss(run: Run) -> None:

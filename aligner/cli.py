@@ -35,6 +35,8 @@ OURS = (
     "judge-responses",
     "meta-judge",
     "verify-resume",
+    "size",
+    "report",
     "import-hf",
     "export-hf",
     "merge",
@@ -82,6 +84,8 @@ def _register() -> None:
         prepacked,
         provenance,
         recipes,
+        reporting,
+        size,
         verify,
     )
     from aligner.api import align
@@ -96,6 +100,8 @@ def _register() -> None:
     run.cli.entrypoint(
         verify.verify_resume, name="verify-resume", namespace="llm", help=verify.HELP, run_ctx_cls=verify.VerifyContext
     )
+    run.cli.entrypoint(reporting.report, namespace="llm", help=reporting.HELP, run_ctx_cls=reporting.ReportContext)
+    run.cli.entrypoint(size.size, namespace="llm", help=size.HELP, run_ctx_cls=size.SizeContext)
     run.cli.entrypoint(
         pipeline.self_reward,
         name="self-reward",

@@ -7,6 +7,7 @@ run; with NEMO_ALIGN_VERBOSE=1 they appear on the screen too.
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import logging
 import os
@@ -32,10 +33,18 @@ CHATTY = (
 )
 
 
-def hush() -> None:
-    """Keep NeMo's messages to its log files, and its end short. To be called before the rest of NeMo is imported."""
+@functools.cache
+def _end_soon() -> None:
     # Python would go through the 850,000 objects of NeMo's imports several times before it ends: three seconds.
     atexit.register(gc.freeze)
+
+
+def hush() -> None:
+    """Keep NeMo's messages to its log files, and its end short.
+
+    To be called before the rest of NeMo is imported, and after it, too: its import gives Lightning its voice back.
+    """
+    _end_soon()
     if VERBOSE:
         return
     warnings.filterwarnings("ignore", message=".*pynvml package is deprecated")

@@ -72,14 +72,21 @@ class AlignContext(RunContext):
 
 
 def _rehearse(recipe: run.Partial, executor: run.Executor | None) -> None:
+    from aligner import size
     from aligner.api import align
     from aligner.pipeline import self_reward
     from aligner.rehearsal import rehearse, rehearse_rounds
 
-    if recipe.__fn_or_cls__ is align:
-        rehearse(recipe, executor)
-    elif recipe.__fn_or_cls__ is self_reward:
-        rehearse_rounds(recipe, executor)
+    rehearsals = {align: rehearse, self_reward: rehearse_rounds}
+    if recipe.__fn_or_cls__ not in rehearsals:
+        return
+    rehearsals[recipe.__fn_or_cls__](recipe, executor)
+    here = executor is None or isinstance(executor, run.LocalExecutor)
+    try:
+        print(size.told(recipe, size.this_machine(size.ranks(recipe)) if here else "h100"))
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        # What would run is not refused for an estimate's sake: devices="auto", models of other kinds.
+        print(f"size not known: {error}")
 
 
 def override(recipe: run.Partial, args: list[str]) -> run.Partial:

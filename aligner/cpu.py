@@ -1,9 +1,8 @@
 """Lets Megatron-Core 0.15 and NeMo 2.7 run where CUDA or Transformer Engine is missing.
 
-The only file of this package that changes other people's code. On a machine that has both, `install()` mends one
-thing, the process that Megatron's checkpoint writer leaves behind. Each entry of `PATCHES` is one patch: what upstream
-line needs it, when it applies, how it is made; `tests/aligner/test_cpu.py` shows for each that upstream still fails
-without it.
+The only file of this package that changes other people's code. On a machine that has both, `install()` mends two
+things: the process that Megatron's checkpoint writer leaves behind, and notebooks. Each entry of `PATCHES` is one
+patch, with the upstream line that needs it; `tests/aligner/test_cpu.py` shows that it still does.
 """
 
 from __future__ import annotations
@@ -224,10 +223,14 @@ def _connectors() -> None:
 
     @functools.wraps(upstream)
     def apply_transforms(source: Any, target: Any, mapping: dict[str, str], *args: Any, **kwargs: Any) -> Any:
-        renamed = {_local_name(theirs): _local_name(ours) for theirs, ours in mapping.items()}
+        named = {_local_name(theirs): _local_name(ours) for theirs, ours in mapping.items()}
         for transform in kwargs.get("transforms") or (args[0] if args else ()):
             transform.source_key, transform.target_key = map(_local_name, (transform.source_key, transform.target_key))
-        return upstream(source, target, renamed, *args, **kwargs)
+        for model in (source, target):
+            # Local norms are in float32 whatever the rest is; upstream asserts that no type changes.
+            if dtype := getattr(model.config, "params_dtype", None):
+                model.to(dtype)
+        return upstream(source, target, named, *args, **kwargs)
 
     module.apply_transforms = apply_transforms
 
@@ -291,7 +294,15 @@ def _writer() -> None:
     module._get_write_results_queue = results_queue
 
 
+def _notebook() -> None:
+    import lightning.pytorch.trainer.connectors.accelerator_connector as connector
+
+    # Of several ranks only those of a launcher reach this: the others are refused (`aligner.checks.started`).
+    setattr(connector, "_IS_INTERACTIVE", False)  # noqa: B010
+
+
 PATCHES = (
+    Patch("lightning/.../accelerator_connector.py:579 refuses notebooks, for one rank, too", lambda: True, _notebook),
     Patch("megatron/core/dist_checkpointing: a killed rank leaves 200 MB of a process behind", lambda: True, _writer),
     Patch("torch.cuda.* and device='cuda', written out in a dozen places of both", no_cuda, _cuda_functions),
     Patch("megatron/core/tensor_parallel/random.py: _get/_set_cuda_rng_state", no_cuda, _rng_tracker),

@@ -147,8 +147,8 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         multiple of `every` micro-batches.
 
         Raises:
-            RowError, ConfigError: see `aligner.cache.token_files`; or fewer examples than one global batch, or one that
-            no pack has room for.
+            RowError: see `aligner.cache.token_files`.
+            ConfigError: so; or fewer examples than one global batch, or one that no pack has room for.
         """
         settings = Settings(kind, self.seq_length, self.as_chat, self.over_long)
         folder = self._folder(runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,13 +26,15 @@ from aligner import (
     parallel,
     process,
     provenance,
+    reporting,
     schedule,
     settings,
+    wandb_run,
 )
 from aligner.claim import LOCK, claimed
 from aligner.console import plain_errors, say
 from aligner.data import AlignDataModule
-from aligner.errors import REQUEUE, CheckpointError, ConfigError
+from aligner.errors import CheckpointError, ConfigError
 from aligner.health import Health
 from aligner.limits import Limits, Preempted, Preemption
 from aligner.lookahead import Lookahead
@@ -40,7 +43,6 @@ from aligner.policy import attach
 from aligner.progress import Progress
 from aligner.reference import AdaptersOff, Reference
 from aligner.report import summary, tell
-from aligner.round_report import log_round
 from aligner.saving import Checkpoint
 from aligner.watchdog import Watchdog
 from aligner.watching import Watch
@@ -252,7 +254,7 @@ class Run:
         interleaved = self.strategy.virtual_pipeline_model_parallel_size is not None
         reductions = attach(model, self.objective, interleaved=interleaved)
         limits = self.limits or Limits()
-        health = Health(self.data, reductions["train"], self.checkpoint, spike=limits.spike)
+        health = Health(self.data, reductions["train"], self.checkpoint, spike=limits.spike, run=self.folder)
         watch = Watch(
             data=self.data,
             reductions=reductions,
@@ -279,9 +281,7 @@ class Run:
         self.logger.update_logger_directory = False
         tensorboard = TensorBoardLogger(save_dir=self.runs, name=self.logger.name, version="tensorboard")
         if self.logger.wandb is not None:
-            # As NeMo's update_logger_directory does, but into the run's own folder, and without its empty run id.
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.logger.wandb._save_dir = self.logger.wandb._wandb_init["dir"] = str(self.folder)
+            wandb_run.place(self.logger.wandb, self.folder, write=trainer.is_global_zero)
         self.logger.extra_loggers = [*self.logger.extra_loggers, tensorboard]
         state = self.logger.setup(trainer, resume_if_exists=True)
         # NeMo moves the files of earlier jobs to run_0, run_1, ...; the metrics of a run stay one file, and its lock
@@ -289,9 +289,9 @@ class Run:
         stay = (watch.csv.path.name, provenance.RECIPE, *LOCK)
         state.files_to_move = [path for path in state.files_to_move if Path(path).name not in stay]
         if trainer.is_global_zero:
-            provenance.write(self, self._settings)
-            if self.logger.wandb is not None and self._continued is None:
-                log_round(self.logger.wandb, self.data.train)
+            recipe = provenance.write(self, self._settings)
+            if self.logger.wandb is not None:
+                wandb_run.describe(self.logger.wandb, recipe, train=self.data.train, fresh=self._continued is None)
         CallbackGroup.get_instance().update_config("v2", trainer=trainer, data=self.data)
         if self.resume is not None:
             if self.resume.restore_config is not None:
@@ -321,9 +321,9 @@ class Run:
         """Leave the process as it was found, so that a next run can follow in it."""
         for logger in self.trainer.loggers:
             logger.finalize(status)
-        started = getattr(self.logger.wandb, "_experiment", None)
-        if started is not None and self.trainer.is_global_zero:
-            started.finish(exit_code={"success": 0, "preempted": REQUEUE}.get(status, 1))
+        if self.trainer.is_global_zero:
+            provenance.end(self.folder, status, sys.exc_info()[1])
+            wandb_run.finish(self.logger.wandb, status, page=reporting.at_the_end(self.folder))
         if self._deterministic:
             kernels.switch_off()
         self.trainer._teardown()

@@ -3,12 +3,15 @@
 Recipes hold these as `run.Config(hardware.precision)`: the function runs when the job builds its arguments.
 """
 
+import dataclasses
 import importlib.util
 from typing import Any, Literal
 
 import torch
 from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
+
+from aligner.errors import ConfigError
 
 Precision = Literal["16-mixed", "bf16-mixed", "32"]
 
@@ -35,7 +38,16 @@ def optimizer(
     """Megatron's Adam; distributed over the data-parallel ranks where that can be resumed.
 
     `kwargs` are further fields of Megatron's OptimizerConfig.
+
+    Raises:
+        ConfigError: it has no such field.
     """
+    fields = [field.name for field in dataclasses.fields(OptimizerConfig)]
+    for name in kwargs:
+        if name not in fields:
+            raise ConfigError(
+                f"optim.config.{name}: Megatron's OptimizerConfig has no such field ({', '.join(fields)})"
+            )
     half = torch.cuda.is_available()
     kwargs.setdefault("use_distributed_optimizer", fused_adam())
     kwargs.setdefault("bf16", half)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import collections
 import math
 import statistics
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
-from aligner import metrics
+from aligner import metrics, provenance
 from aligner.console import say
 from aligner.data import AlignDataModule
 from aligner.errors import GateError
@@ -32,9 +33,9 @@ class Health(pl.Callback):
     """Steps that a loss is compared with, and how many of them must have been made."""
 
     def __init__(
-        self, data: AlignDataModule, reduction: LossReduction, checkpoint: Checkpoint, *, spike: float
+        self, data: AlignDataModule, reduction: LossReduction, checkpoint: Checkpoint, *, spike: float, run: Path
     ) -> None:
-        self.data, self.reduction, self.checkpoint, self.spike = data, reduction, checkpoint, spike
+        self.data, self.reduction, self.checkpoint, self.spike, self.run = data, reduction, checkpoint, spike, run
         self._losses: collections.deque[float] = collections.deque(maxlen=self.WINDOW)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -77,10 +78,13 @@ class Health(pl.Callback):
             mean, deviation = statistics.fmean(self._losses), statistics.stdev(self._losses)
             above = (loss - mean) / deviation if deviation else 0.0
             if above > self.spike:
-                say(
-                    f"step {step}: the loss is {loss:.4g}, {above:.1f} standard deviations above that of the last "
+                told = (
+                    f"the loss is {loss:.4g}, {above:.1f} standard deviations above that of the last "
                     f"{len(self._losses)} steps ({mean:.4g} ± {deviation:.2g}); rows: {self._places(self._rows(step))}"
                 )
+                say(f"step {step}: {told}")
+                if trainer.is_global_zero:
+                    provenance.note(self.run, step, told)
         self._losses.append(loss)
 
     def _rows(self, step: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Hugging Face folders to NeMo checkpoints, and aligned models back."""
+"""Hugging Face folders and `.nemo` archives to NeMo checkpoints, and aligned models back."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from aligner import hf_checks
+from aligner import hf_checks, legacy
 from aligner.errors import CheckpointError
 from aligner.files import written_whole
 
@@ -28,15 +28,15 @@ ARCHITECTURES = {
 
 
 def is_source(path: str) -> bool:
-    """Whether a path names a Hugging Face model: `hf://name`, or a folder with a config.json."""
-    return path.startswith("hf://") or (Path(path).expanduser() / "config.json").is_file()
+    """Whether a path names what is to be imported: `hf://name`, a folder with a config.json, a `.nemo` archive."""
+    return path.startswith("hf://") or (Path(path).expanduser() / "config.json").is_file() or legacy.is_archive(path)
 
 
 def import_hf(source: str, output: str) -> Path:
-    """Convert a Hugging Face model to a NeMo checkpoint.
+    """Convert a Hugging Face model, or a `.nemo` archive of NeMo 1, to a NeMo checkpoint.
 
     Args:
-        source: `hf://name` or a folder.
+        source: `hf://name`, a folder of transformers, or an archive.
         output: the checkpoint to write; must not exist.
 
     Raises:
@@ -45,6 +45,8 @@ def import_hf(source: str, output: str) -> Path:
     target = Path(output).expanduser()
     if target.exists():
         raise CheckpointError(f"output: {target} exists already; remove it or name another folder")
+    if legacy.is_archive(source):
+        return _import_archive(Path(source).expanduser(), target)
     name = source.removeprefix("hf://")
     config = _config(name)
     kind = config.get("model_type")
@@ -70,6 +72,18 @@ def import_hf(source: str, output: str) -> Path:
     return target
 
 
+def _import_archive(archive: Path, target: Path) -> Path:
+    from aligner import cpu
+
+    cpu.install()
+    from aligner.legacy_import import convert
+    from aligner.process import kept_environment
+
+    with written_whole(target) as partial, kept_environment():
+        convert(archive, partial)
+    return target
+
+
 def export_hf(checkpoint: str, output: str) -> Path:
     """Write a NeMo checkpoint (its folder, or a run's newest) as a folder that `transformers` loads.
 
@@ -82,6 +96,8 @@ def export_hf(checkpoint: str, output: str) -> Path:
 
     cpu.install()
     from nemo.collections import llm
+    from nemo.lightning.ckpt_utils import CONTEXT_PATH
+    from nemo.lightning.io import load_context
 
     from aligner import peft_format
     from aligner.adapters import base_of
@@ -92,6 +108,12 @@ def export_hf(checkpoint: str, output: str) -> Path:
     target = Path(output).expanduser()
     if target.exists():
         raise CheckpointError(f"output: {target} exists already; remove it or name another folder")
+    kind = type(load_context(source / CONTEXT_PATH, "model"))
+    if kind is llm.GPTModel:
+        raise CheckpointError(
+            f"checkpoint: {source} holds a plain GPTModel (GPT-2B), which NeMo has no Hugging Face form of; "
+            "use it as a NeMo checkpoint"
+        )
     with written_whole(target) as partial, kept_environment():
         if base_of(source):
             peft_format.write(source, partial)
@@ -140,6 +162,8 @@ def cache_name(source: str) -> str:
     if folder.is_dir():
         parts = [str(folder.resolve())]
         parts += [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sorted(folder.iterdir())]
+    elif folder.is_file():
+        parts = [str(folder.resolve()), f"{folder.stat().st_size} {folder.stat().st_mtime_ns}"]
     return f"{folder.name}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:12]}"
 
 

@@ -77,8 +77,12 @@ class ModelJudge(Judge):
         template: `additive` (five points that add up, after the paper's figure 2), `direct`, or a jinja file with
             {{ prompt }} and {{ response }}.
         samples: judgements of each answer, which are averaged.
-        temperature, top_p, max_tokens, stop: how they are drawn.
-        low, high: the scale; what is outside is not a score.
+        temperature: of drawing them.
+        top_p: likewise.
+        max_tokens: of a judgement.
+        stop: texts that a judgement ends before.
+        low: end of the scale; what is outside is not a score.
+        high: its other end.
         pattern: a regular expression whose first group, at its last match, is the score; None: `parse_score`.
         seed: another one gives other judgements.
     """

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.utils import unwrap_model
 from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
-from aligner import attention, context_parallel, cpu, metrics
+from aligner import attention, context_parallel, cpu, head, metrics
 from aligner.batch import Batch, Split
 from aligner.logprobs import response_logprobs
 from aligner.objective import Objective, Scored
@@ -28,14 +29,13 @@ def data_step(batches: Iterator[Batch], *_: Any) -> Batch:
 
 
 def forward_step(model: Any, batch: Batch) -> Tensor:
-    """Negative log-probability of every label, `[R, T]` float32 nats, on the last pipeline stage.
+    """Negative log-probability of every label of a response, `[R, T]` float32 nats, on the last pipeline stage.
 
-    Under context parallelism of those positions that this rank holds.
-
-    With labels, Megatron ends in its vocabulary-parallel cross-entropy, which casts to float32 first. Without a
-    mask the attention is causal; padding stands on the right, so nothing else is needed.
+    Under context parallelism of those positions that this rank holds. Without a mask the attention is causal; padding
+    stands on the right, so nothing else is needed.
     """
-    packed, tokens, positions, labels = None, batch.tokens_RT, batch.positions_RT, batch.labels_RT
+    packed, tokens, positions = None, batch.tokens_RT, batch.positions_RT
+    labels, scored = batch.labels_RT, batch.labels_RT.masked_fill(~batch.scored_RT(), head.IGNORED)
     if batch.bounds is not None:
         packed = PackedSeqParams(
             qkv_format="thd",
@@ -46,8 +46,9 @@ def forward_step(model: Any, batch: Batch) -> Tensor:
         )
     if context_parallel.size() > 1:
         held = context_parallel.own(batch)
-        tokens, positions, labels = (x[:, held] for x in (tokens, positions, labels))
-    return model(tokens, positions, None, labels=labels, packed_seq_params=packed)
+        tokens, positions, labels, scored = (x[:, held] for x in (tokens, positions, labels, scored))
+    with head.fused(unwrap_model(model.module), scored):
+        return model(tokens, positions, None, labels=labels, packed_seq_params=packed)
 
 
 def logps(batch: Batch, token_nll_RT: Tensor) -> Tensor:

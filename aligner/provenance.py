@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.metadata
 import inspect
@@ -17,20 +18,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nemo_run as run
+import yaml
 
 from aligner.errors import CheckpointError
+from aligner.files import written_whole
 from aligner.secrets import SECRET
 
 if TYPE_CHECKING:
     from aligner.engine import Run
 
 FOLDER, RECIPE = "provenance", "config.yaml"
+NOTES = "health.jsonl"
+"""In `FOLDER`: what was noticed while the run went on, by step."""
 
 TOLD = re.compile(r"^(NEMO|NEMORUN|SLURM|CUDA|NCCL|NVTE|TORCH|OMP|GLOO|PYTORCH|HF|WANDB|MASTER|RANK|WORLD|LOCAL)(_|$)")
 
 
-def write(work: Run, settings: dict[str, Any]) -> None:
+def write(work: Run, settings: dict[str, Any]) -> dict[str, Any]:
     """Note this job in `provenance/job-N/` of the run, and its recipe as the run's `config.yaml`; rank 0 does.
+
+    Returns:
+        The recipe as `config.yaml` has it; without one, the settings.
 
     `config.yaml` can be run again: `nemo llm align --yaml config.yaml`.
     """
@@ -38,7 +46,7 @@ def write(work: Run, settings: dict[str, Any]) -> None:
     number = 1 + max((int(path.name[4:]) for path in home.glob("job-*")), default=0)
     folder = home / f"job-{number}"
     folder.mkdir(parents=True)
-    recipe = _recipe(work)
+    recipe, text = _recipe(work), ""
     if recipe is not None:
         text = _yaml(recipe)
         (folder / RECIPE).write_text(text)
@@ -48,7 +56,7 @@ def write(work: Run, settings: dict[str, Any]) -> None:
         (folder / "code.diff").write_text(difference)
     (folder / "packages.txt").write_text("\n".join(_packages()) + "\n")
     said = {
-        "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "began": _now(),
         "command": sys.argv,
         "folder": str(Path.cwd()),
         "machine": {"host": platform.node(), "system": platform.platform(), "python": platform.python_version()},
@@ -63,6 +71,34 @@ def write(work: Run, settings: dict[str, Any]) -> None:
         "environment": {k: v for k, v in sorted(os.environ.items()) if TOLD.match(k) and not SECRET.search(k)},
     }
     (folder / "job.json").write_text(json.dumps(said, indent=2, default=str) + "\n")
+    return settings if recipe is None else yaml.safe_load(text)
+
+
+def jobs(run: Path) -> list[Path]:
+    """What each job that worked on a run said of itself, the first one first."""
+    return sorted((run / FOLDER).glob("job-*/job.json"), key=lambda path: int(path.parent.name[4:]))
+
+
+def end(run: Path, status: str, error: BaseException | None) -> None:
+    """Note how the newest job ended: `success`, `preempted` or `failed`, then with its error; rank 0 does."""
+    told = None if error is None or status != "failed" else f"{type(error).__name__}: {error}"
+    # The disk may be what ended it; nothing here may take the place of the error.
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        file = jobs(run)[-1]
+        said = json.loads(file.read_text()) | {"ended": {"at": _now(), "status": status, "error": told}}
+        with written_whole(file) as partial:
+            partial.write_text(json.dumps(said, indent=2) + "\n")
+
+
+def note(run: Path, step: int, said: str) -> None:
+    """Keep something that was noticed, for the run's page; rank 0 does."""
+    # Not worth a run: this is one rank, and the others would wait for it.
+    with contextlib.suppress(OSError), (run / FOLDER / NOTES).open("a") as file:
+        file.write(json.dumps({"step": step, "said": said}) + "\n")
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def diff(one: str, other: str) -> str:

@@ -45,7 +45,8 @@ class RoundsContext(AlignContext):
         """
         of_stages = [arg for arg in args if arg.partition("=")[0].partition(".")[0] in (*STAGES, "start")]
         recipe: Any = super().parse_fn(fn, [arg for arg in args if arg not in of_stages], **default_kwargs)
-        for arg in of_stages:
+        # First what a part is, then what is set in it, whichever is written first.
+        for arg in sorted(of_stages, key=lambda arg: arg.partition("=")[0].count(".")):
             name, dot, rest = arg.partition(".")
             holders = [recipe] if name == "start" else recipe.rounds
             if not dot or all(getattr(holder, name, None) is None for holder in holders):

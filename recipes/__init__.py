@@ -11,10 +11,13 @@ On the command line they are the factories `<model>_<method>`: `nemo llm align -
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from aligner import console
+
 if TYPE_CHECKING:
     from aligner.recipes import (
         gemma2_2b,
         gemma2_9b,
+        gpt_2b,
         llama2_7b,
         llama3_8b,
         llama3_70b,
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "gemma2_2b",
     "gemma2_9b",
+    "gpt_2b",
     "llama2_7b",
     "llama3_8b",
     "llama3_70b",
@@ -75,5 +79,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
+        console.hush()
         return import_module(f"aligner.recipes.{name}")
     raise AttributeError(f"there are no recipes for a model {name!r}; there are: {', '.join(__all__)}")

@@ -29,6 +29,8 @@ class Layout(NamedTuple):
     expert: int = 1
     answering: Optional[int] = None
     """Tensor parallelism of the engine that answers, which knows no other; None: `tensor`."""
+    recompute: bool = False
+    """Make each layer's activations again in the backward pass, where they would not fit."""
 
     def apply(self, recipe: Any) -> None:
         """Divide a run's model so."""
@@ -39,10 +41,14 @@ class Layout(NamedTuple):
         strategy.expert_model_parallel_size = self.expert
         if self.expert > 1:
             strategy.expert_tensor_parallel_size = 1
+        if self.recompute:
+            config = recipe.model.config
+            config.recompute_granularity, config.recompute_method, config.recompute_num_layers = "full", "uniform", 1
 
     def __str__(self) -> str:
         sizes = {"tensor": self.tensor, "pipeline": self.pipeline, "virtual": self.virtual or 1, "expert": self.expert}
         told = ", ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "data parallel alone"
+        told += ", activations recomputed" * self.recompute
         return f"{self.nodes} node{'s' * (self.nodes > 1)} of {self.gpus} GPU{'s' * (self.gpus > 1)} with 80 GB: {told}"
 
 

@@ -10,7 +10,7 @@ NAME = "llama2_7b"
 
 def model() -> run.Config:
     """NeMo's `Llama2Config7B`."""
-    return families.nemo("LlamaModel", "Llama2Config7B")
+    return families.nemo("LlamaModel", "Llama2Config7B", vocab_size=32000)
 
 
 ALL = families.recipes(

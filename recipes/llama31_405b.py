@@ -10,7 +10,7 @@ NAME = "llama31_405b"
 
 def model() -> run.Config:
     """NeMo's `Llama31Config405B`."""
-    return families.nemo("LlamaModel", "Llama31Config405B")
+    return families.nemo("LlamaModel", "Llama31Config405B", vocab_size=128256)
 
 
 ALL = families.align_recipes(
@@ -18,7 +18,7 @@ ALL = families.align_recipes(
     "Llama 3.1 405B Instruct",
     model,
     source="hf://meta-llama/Llama-3.1-405B-Instruct",
-    layout=Layout(nodes=28, tensor=8, pipeline=14),
-    adapters=Layout(nodes=3, tensor=4, pipeline=6, virtual=7),
+    layout=Layout(nodes=28, tensor=8, pipeline=14, recompute=True),
+    adapters=Layout(nodes=3, tensor=8, pipeline=3, recompute=True),
 )
 sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe = ALL

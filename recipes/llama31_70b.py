@@ -10,7 +10,7 @@ NAME = "llama31_70b"
 
 def model() -> run.Config:
     """NeMo's `Llama31Config70B`."""
-    return families.nemo("LlamaModel", "Llama31Config70B")
+    return families.nemo("LlamaModel", "Llama31Config70B", vocab_size=128256)
 
 
 ALL = families.recipes(

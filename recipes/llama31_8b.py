@@ -10,7 +10,7 @@ NAME = "llama31_8b"
 
 def model() -> run.Config:
     """NeMo's `Llama31Config8B`."""
-    return families.nemo("LlamaModel", "Llama31Config8B")
+    return families.nemo("LlamaModel", "Llama31Config8B", vocab_size=128256)
 
 
 ALL = families.recipes(

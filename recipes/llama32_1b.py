@@ -10,7 +10,7 @@ NAME = "llama32_1b"
 
 def model() -> run.Config:
     """NeMo's `Llama32Config1B`."""
-    return families.nemo("LlamaModel", "Llama32Config1B")
+    return families.nemo("LlamaModel", "Llama32Config1B", vocab_size=128256)
 
 
 ALL = families.recipes(

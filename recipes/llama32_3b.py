@@ -10,7 +10,7 @@ NAME = "llama32_3b"
 
 def model() -> run.Config:
     """NeMo's `Llama32Config3B`."""
-    return families.nemo("LlamaModel", "Llama32Config3B")
+    return families.nemo("LlamaModel", "Llama32Config3B", vocab_size=128256)
 
 
 ALL = families.recipes(

@@ -10,7 +10,7 @@ NAME = "llama3_70b"
 
 def model() -> run.Config:
     """NeMo's `Llama3Config70B`."""
-    return families.nemo("LlamaModel", "Llama3Config70B")
+    return families.nemo("LlamaModel", "Llama3Config70B", vocab_size=128256)
 
 
 ALL = families.recipes(

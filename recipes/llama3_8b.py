@@ -10,7 +10,7 @@ NAME = "llama3_8b"
 
 def model() -> run.Config:
     """NeMo's `Llama3Config8B`."""
-    return families.nemo("LlamaModel", "Llama3Config8B")
+    return families.nemo("LlamaModel", "Llama3Config8B", vocab_size=128256)
 
 
 ALL = families.recipes(

@@ -10,7 +10,7 @@ NAME = "mistral_7b"
 
 def model() -> run.Config:
     """NeMo's `MistralConfig7B`, which is of v0.1, without its window and with v0.3's rotary base."""
-    return families.nemo("MistralModel", "MistralConfig7B", window_size=None, rotary_base=1e6)
+    return families.nemo("MistralModel", "MistralConfig7B", vocab_size=32768, window_size=None, rotary_base=1e6)
 
 
 ALL = families.recipes(

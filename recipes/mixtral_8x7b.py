@@ -10,7 +10,7 @@ NAME = "mixtral_8x7b"
 
 def model() -> run.Config:
     """NeMo's `MixtralConfig8x7B`."""
-    return families.nemo("MixtralModel", "MixtralConfig8x7B")
+    return families.nemo("MixtralModel", "MixtralConfig8x7B", vocab_size=32000)
 
 
 ALL = families.recipes(
@@ -18,7 +18,7 @@ ALL = families.recipes(
     "Mixtral 8x7B Instruct v0.1",
     model,
     source="hf://mistralai/Mixtral-8x7B-Instruct-v0.1",
-    layout=Layout(nodes=4, pipeline=4, virtual=8, expert=8, answering=8),
-    adapters=Layout(expert=8, answering=8),
+    layout=Layout(nodes=4, tensor=4, pipeline=2, expert=4, answering=8),
+    adapters=Layout(tensor=2, expert=4, answering=8),
 )
 sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL

@@ -10,7 +10,7 @@ NAME = "nemotron4_15b"
 
 def model() -> run.Config:
     """NeMo's `Nemotron4Config15B`."""
-    return families.nemo("NemotronModel", "Nemotron4Config15B")
+    return families.nemo("NemotronModel", "Nemotron4Config15B", vocab_size=256000)
 
 
 ALL = families.recipes(
@@ -19,7 +19,7 @@ ALL = families.recipes(
     model,
     source="hf://thhaus/nemotron4-15b-base-hf",
     layout=Layout(tensor=4),
-    adapters=Layout(),
+    adapters=Layout(tensor=2),
     as_chat=False,
 )
 sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL

@@ -10,7 +10,7 @@ NAME = "nemotron4_340b"
 
 def model() -> run.Config:
     """NeMo's `Nemotron4Config340B`."""
-    return families.nemo("NemotronModel", "Nemotron4Config340B")
+    return families.nemo("NemotronModel", "Nemotron4Config340B", vocab_size=256000)
 
 
 ALL = families.align_recipes(
@@ -18,8 +18,8 @@ ALL = families.align_recipes(
     "Nemotron-4 340B Base",
     model,
     source="hf://mgoin/Nemotron-4-340B-Base-hf",
-    layout=Layout(nodes=24, tensor=8, pipeline=12),
-    adapters=Layout(nodes=4, tensor=8, pipeline=4),
+    layout=Layout(nodes=24, tensor=8, pipeline=12, recompute=True),
+    adapters=Layout(nodes=4, tensor=8, pipeline=4, recompute=True),
     as_chat=False,
 )
 sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe = ALL

@@ -10,7 +10,7 @@ NAME = "qwen2_500m"
 
 def model() -> run.Config:
     """NeMo's `Qwen2Config500M`."""
-    return families.nemo("Qwen2Model", "Qwen2Config500M")
+    return families.nemo("Qwen2Model", "Qwen2Config500M", share_embeddings_and_output_weights=True)
 
 
 ALL = families.recipes(

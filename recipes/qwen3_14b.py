@@ -19,6 +19,6 @@ ALL = families.recipes(
     model,
     source="hf://Qwen/Qwen3-14B",
     layout=Layout(tensor=8),
-    adapters=Layout(),
+    adapters=Layout(tensor=2),
 )
 sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL

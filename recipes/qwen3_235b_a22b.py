@@ -18,7 +18,7 @@ ALL = families.align_recipes(
     "Qwen3 235B-A22B",
     model,
     source="hf://Qwen/Qwen3-235B-A22B",
-    layout=Layout(nodes=16, tensor=4, pipeline=2, expert=64),
-    adapters=Layout(nodes=2, tensor=4, pipeline=2, expert=8),
+    layout=Layout(nodes=16, tensor=4, pipeline=2, expert=64, recompute=True),
+    adapters=Layout(nodes=2, tensor=4, pipeline=2, expert=8, recompute=True),
 )
 sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe = ALL

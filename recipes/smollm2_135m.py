@@ -29,6 +29,7 @@ def model() -> run.Config:
         layernorm_epsilon=1e-5,
         share_embeddings_and_output_weights=True,
         make_vocab_size_divisible_by=128,
+        vocab_size=49152,
     )
 
 

@@ -1,8 +1,10 @@
 """docs/models.md, made from the recipes: `python -m aligner.recipes.table > docs/models.md`."""
 
+from typing import Any
+
 import fiddle as fdl
 
-from aligner import recipes
+from aligner import anatomy, recipes, size, sizing
 from aligner.recipes import families
 
 HEAD = """# Models
@@ -14,12 +16,15 @@ know, nor the three that are too large for it): `recipes.llama3_8b.dpo_recipe()`
 others, and takes over sizes from them, so that it serves other models of its architecture, too.
 
 "Checked" is what our tests do on a CPU with a small random model of the architecture: imported, its log-probabilities
-are those of transformers; the recipe trains it; exported, it is the same again. No model of this size was trained by
+are those of transformers; the recipe trains it; exported, it is the same again (GPT-2B has no Hugging Face form to be
+exported to; it is imported from a `.nemo` archive). No model of this size was trained by
 us, and layouts have not been tried on GPUs: where NVIDIA's fine-tuning recipes for NeMo 2 have one that fits, it is
-that, else our guess.
+that, else our guess. GB is the estimated memory of the fullest GPU for DPO with `data.seq_length` of the recipe, one
+pair a micro-batch; s is the estimated time of a step of 256 pairs whose sequences have 1,024 tokens, on H100 at 40 % of
+their peak, both by `nemo llm size` ([performance](performance.md) says what that is worth).
 
-| model | NeMo's config | starts from | checked | layout, all weights | layout, adapters |
-|---|---|---|---|---|---|
+| model | NeMo's config | starts from | checked | layout, all weights | GB | s | layout, adapters | GB | s |
+|---|---|---|---|---|---|---|---|---|---|
 """
 UNCHECKED = {"Gemma2Model": "no: NeMo's layers need Transformer Engine"}
 
@@ -34,8 +39,18 @@ def page() -> str:
         kind, config = fdl.get_callable(model).__name__, fdl.get_callable(model.config).__name__
         checked = UNCHECKED.get(kind, "yes")
         source = about.source.removeprefix("hf://")
-        lines.append(f"| `{name}` | {config} | {source} | {checked} | {about.layout} | {about.adapters} |")
+        sizes = " | ".join(
+            f"{layout} | {_size(getattr(recipes, name).dpo_recipe(peft_scheme=scheme))}"
+            for layout, scheme in ((about.layout, None), (about.adapters, "lora"))
+        )
+        lines.append(f"| `{name}` | {config} | {source} | {checked} | {sizes} |")
     return HEAD + "\n".join(lines) + "\n"
+
+
+def _size(recipe: Any) -> str:
+    model, plan = anatomy.of(recipe.model.config), size.plan_of(recipe, half=True)
+    seconds = sizing.step_seconds(model, plan, sizing.GPUS["h100"], mfu=0.4, length=1024, epochs=1)
+    return f"{sizing.total(model, plan) / 1e9:.0f} | {seconds:.3g}"
 
 
 if __name__ == "__main__":

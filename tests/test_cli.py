@@ -49,6 +49,8 @@ MISTAKES = [
     ),
     (["--factory", "tiny_dpo", "-y", "model.config.attention_backend=fast"], "'fast' is not one of flash, fused, unf"),
     (["--factory", "tiny_dpo", "-y", "limits.max_time_per_run=3h"], "limits.max_time_per_run: '3h' is not a time"),
+    (["report", "runs/none"], "./runs/none: has no metrics.csv with a line; expected the folder"),
+    (["--factory", "tiny_dpo", "-y", "optim.config.adam_espilon=1"], "optim.config.adam_espilon: Megatron's Optim"),
     (["--factory", "tiny_dpo", "-y", "data.batching=pack"], "data.batching: 'pack' is not one of 'padded', 'length_g"),
 ]
 SETTINGS = [
@@ -64,8 +66,16 @@ COMMANDS = {
     "from yaml": ["align", "--yaml", "recipe.yaml", "trainer.max_steps=7", "--dryrun", "-y"],
     "settings": ["align", "--factory", "tiny_dpo", *SETTINGS, "--to-yaml", "settings.yaml"],
     "verify help": ["verify-resume", "--help"],
+    "size": ["size", "--factory", "llama3_8b_self_rewarding(num_nodes=2)", "gpu=h200", "align.data.seq_length=2048"],
     "rounds": [
-        *["self-reward", "--factory", "tiny_self_rewarding", "generate.samples=3", "align.loss.beta=0.2"],
+        *[
+            "self-reward",
+            "--factory",
+            "tiny_self_rewarding",
+            "generate.samples=3",
+            "align.loss.beta=0.2",
+            "align.loss=ipo",
+        ],
         "--to-yaml",
         "r.yaml",
     ],
@@ -104,6 +114,7 @@ def test_our_commands_stand_beside_nemos(typed: dict[str, Typed]) -> None:
         "judge-responses",
         "meta-judge",
         "verify-resume",
+        "size",
         "import-hf",
         "export-hf",
         "merge",
@@ -119,6 +130,12 @@ def test_help_tells_recipes_by_model_and_method(typed: dict[str, Typed]) -> None
     said = typed["align help"].said
     assert "sft dpo ipo rpo kto  gemma2_2b " in said and " smollm2_135m tiny " in said
     assert "whose log-probabilities the policy is held to" in said and "llama3_8b_dpo" not in said
+
+
+def test_a_recipe_is_sized(typed: dict[str, Typed]) -> None:
+    done = typed["size"]
+    assert done.code == 0 and "on 2 nodes of 8: tensor 2, data 8" in done.said
+    assert "KV cache" in done.said and "of 141 (h200)" in done.said and "2,048 tokens a sequence" in done.said
 
 
 def test_help_tells_the_arguments(typed: dict[str, Typed]) -> None:

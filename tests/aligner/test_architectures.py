@@ -42,6 +42,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_30b_a3b": ("Qwen3Moe", {"head_dim": 128, "norm_topk_prob": True} | EXPERTS),
 }
 """A recipe of each, and the small model of its kind that it starts from."""
+HALF = ("llama3_8b", "nemotron4_15b")
+"""Those whose weights are stored in bfloat16, as the real ones' are."""
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,8 @@ def made(home: Path, rows: str) -> Path:
         tokenizer.add_tokens([f"<extra {i}>" for i in range(config.vocab_size - len(tokenizer))])
         tokenizer.save_pretrained(folder)
         torch.manual_seed(0)
-        getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
+        model = getattr(transformers, f"{kind}ForCausalLM")(config)
+        (model.bfloat16() if name in HALF else model).save_pretrained(folder)
         # Where a run looks before it imports in a process of its own.
         imported = home / "runs/models" / huggingface.cache_name(str(folder))
         jobs.append((1, run.Partial(huggingface.import_hf, source=str(folder), output=str(imported))))
@@ -118,7 +121,9 @@ def test_a_recipe_aligns_its_architecture_there_and_back(made: Path, rows: str, 
     assert first["val/loss"] == pytest.approx(0.6931471806, abs=1e-6)
     assert first["val/logps_chosen_mean"] == pytest.approx(mean_logp(made / name, rows), rel=1e-5)
     assert last["val/loss"] < first["val/loss"]
-    assert last["val/logps_chosen_mean"] == pytest.approx(mean_logp(made / f"{name} aligned", rows), rel=1e-5)
+    # Stored again in the precision that it came in.
+    rounded = 2e-2 if name in HALF else 1e-5
+    assert last["val/logps_chosen_mean"] == pytest.approx(mean_logp(made / f"{name} aligned", rows), rel=rounded)
 
 
 def test_a_run_that_came_from_an_import_is_gone_on_with_by_its_recipe(made: Path) -> None:

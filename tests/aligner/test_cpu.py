@@ -18,6 +18,13 @@ UNPATCHED = {
 import inspect, megatron.core.dist_checkpointing.strategies.filesystem_async as f
 print("needed" if "ctx.Manager().Queue()" in inspect.getsource(f._get_write_results_queue) else "")
 """,
+    "notebook": """
+import sys
+sys.ps1 = ">>> "
+from nemo import lightning as nl
+try: nl.Trainer(accelerator="cpu", devices=1, strategy=nl.MegatronStrategy())
+except Exception as e: print("needed" if "interactive" in str(e) else e)
+""",
     "router": """
 import megatron.core.transformer.moe.moe_utils as m
 print("" if hasattr(m, "te_general_gemm") else "needed")

@@ -33,6 +33,7 @@ def recipe_for(tiny: Tiny, folder: Path) -> Any:
     return recipe
 
 
+@pytest.mark.slow
 def test_a_hugging_face_model_is_aligned_and_comes_back(
     tiny: Tiny, execute: Execute, folder: Path, tmp_path: Path
 ) -> None:

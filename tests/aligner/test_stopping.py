@@ -148,7 +148,7 @@ def test_a_gradient_that_is_no_number_is_not_saved(tiny: Tiny, execute: Execute,
     assert left is not None and checkpoints.step_of(left) == 1
 
 
-def test_a_jump_of_the_loss_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_jump_of_the_loss_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     class Data:
         packs: dict[str, Any] = {}  # noqa: RUF012
         examples = {"train": [type("E", (), {"source": f"rows.jsonl:{i}"}) for i in range(4)]}  # noqa: RUF012
@@ -156,11 +156,13 @@ def test_a_jump_of_the_loss_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         def global_batch(self, step: int) -> list[int]:
             return [1, 3]
 
-    health: Any = Health(Data(), None, None, spike=6.0)  # type: ignore[arg-type]
+    health: Any = Health(Data(), None, None, spike=6.0, run=tmp_path)  # type: ignore[arg-type]
     for step in range(30):
-        health.after_step(SimpleNamespace(global_step=step + 1), 0.5 + 0.01 * (-1) ** step, 1.0)
+        health.after_step(SimpleNamespace(global_step=step + 1, is_global_zero=True), 0.5 + 0.01 * (-1) ** step, 1.0)
     assert not capsys.readouterr().err
-    health.after_step(SimpleNamespace(global_step=31), 0.9, 1.0)
+    (tmp_path / "provenance").mkdir()
+    health.after_step(SimpleNamespace(global_step=31, is_global_zero=True), 0.9, 1.0)
+    assert '{"step": 30, "said": "the loss is 0.9, 39.' in (tmp_path / "provenance/health.jsonl").read_text()
     assert "step 30: the loss is 0.9, 39." in (said := capsys.readouterr().err)
     assert "rows.jsonl:1, rows.jsonl:3" in said
 

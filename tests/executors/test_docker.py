@@ -75,6 +75,7 @@ def test_a_failure_in_a_container_is_one(
         executors.launch({"broken": broken}, in_a_container(host, tmp_path), name="broken")
 
 
+@pytest.mark.slow
 def test_a_container_is_cancelled_from_another_process(
     host: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def test_a_script_does_not_launch_itself_again(tiny: Callable[..., Any], monkeyp
         executors.launch({"a": tiny("a")}, executors.local())
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_process_and_a_whole_checkpoint(tiny: Callable[..., Any], tmp_path: Path) -> None:
     recipe = tiny("ended", num_gpus_per_node=2)
     recipe.trainer.max_steps, recipe.trainer.callbacks = 1000, [run.Config(Slow, seconds=0.3)]

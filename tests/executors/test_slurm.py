@@ -179,6 +179,7 @@ def _restore() -> Any:
     return RestoreConfig
 
 
+@pytest.mark.slow
 def test_the_code_of_the_job_is_that_of_the_folder_it_is_called_in(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +209,7 @@ def test_the_code_of_the_job_is_that_of_the_folder_it_is_called_in(
     assert not subprocess.run(["git", "stash", "list"], capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_is_not_a_success(tiny: Tiny, tmp_path: Path) -> None:
     thread, failed = in_background(slow(tiny, "cancelled", 40, 0.5), "cancelled")
     wait(lambda: steps_of(tmp_path / "runs/cancelled") >= 1, "a step", 120)
@@ -242,6 +244,7 @@ def test_a_dry_run_shows_the_script_and_submits_nothing(tiny: Tiny, capfd: Any) 
     assert not queue("shown")
 
 
+@pytest.mark.slow
 def test_a_time_limit_is_not_an_end(limited: Background, undisturbed: Path, home: Path) -> None:
     thread, failed = limited
     thread.join(timeout=300)

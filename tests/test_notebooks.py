@@ -1,0 +1,30 @@
+"""Notebooks run as they stand, in an empty folder, and carry the outputs of a run like it."""
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+BOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+MINUTES = 3
+
+
+def test_the_five_are_there() -> None:
+    names = {path.stem for path in BOOKS}
+    assert names == {"first_dpo", "losses_seen", "your_data", "self_rewarding", "laptop_to_slurm"}
+
+
+@pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_and_has_its_outputs(path: Path, tmp_path: Path) -> None:
+    book: Any = nbformat.read(path, as_version=4)
+    cells = [cell for cell in book.cells if cell.cell_type == "code"]
+    stored = [output for cell in cells for output in cell.outputs]
+    assert "error" not in {output.output_type for output in stored}, "stored by a run that failed"
+    drawn = any("image/png" in output.get("data", {}) for output in stored)
+    assert drawn or path.stem in ("your_data", "laptop_to_slurm")
+    before = [len(cell.outputs) > 0 for cell in cells]
+    where: Any = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(book, timeout=60 * MINUTES, kernel_name="python3", resources=where).execute()
+    assert [len(cell.outputs) > 0 for cell in cells] == before
