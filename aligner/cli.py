@@ -43,6 +43,7 @@ OURS = (
     "lint-preferences",
     "pack-preferences",
     "diff-runs",
+    "completion",
 )
 
 
@@ -75,14 +76,9 @@ def _register() -> None:
     from aligner import (
         console,
         generation,
-        huggingface,
         judge,
-        lint,
-        merging,
         meta_judge,
         pipeline,
-        prepacked,
-        provenance,
         recipes,
         reporting,
         size,
@@ -115,16 +111,6 @@ def _register() -> None:
         "meta-judge": meta_judge.meta_judge,
     }.items():
         run.cli.entrypoint(stage, name=name, namespace="llm", help=_help(name, stage), run_ctx_cls=StageContext)
-    for name, command in {
-        "import-hf": huggingface.import_hf,
-        "export-hf": huggingface.export_hf,
-        "merge": merging.merge,
-        "lint-preferences": lint.lint_preferences,
-        "pack-preferences": prepacked.pack_preferences,
-        "diff-runs": provenance.diff_runs,
-    }.items():
-        run.cli.entrypoint(command, name=name, namespace="llm", enable_executor=False, help=_help(name, command))
-
     from lightning.pytorch.loggers import WandbLogger
 
     def wandb() -> run.Config[WandbLogger]:
@@ -133,9 +119,28 @@ def _register() -> None:
     for name, config in {**{kind: run.Config(make) for kind, make in KINDS.items()}, **profiles()}.items():
         run.cli.factory(_executor(config), target=run.Executor, name=name)
     run.cli.factory(wandb, target=WandbLogger, name="wandb")
+    _register_tools()
     _register_parts()
     for model in recipes.__all__:  # their import registers the factories
         getattr(recipes, model)
+
+
+def _register_tools() -> None:
+    """Commands that run here and now."""
+    import nemo_run as run
+
+    from aligner import completion, huggingface, lint, merging, prepacked, provenance
+
+    for name, command in {
+        "import-hf": huggingface.import_hf,
+        "export-hf": huggingface.export_hf,
+        "merge": merging.merge,
+        "lint-preferences": lint.lint_preferences,
+        "pack-preferences": prepacked.pack_preferences,
+        "diff-runs": provenance.diff_runs,
+        "completion": completion.completion,
+    }.items():
+        run.cli.entrypoint(command, name=name, namespace="llm", enable_executor=False, help=_help(name, command))
 
 
 def _register_parts() -> None:

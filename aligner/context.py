@@ -13,7 +13,7 @@ import inspect
 import re
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nemo_run as run
 import yaml
@@ -27,6 +27,11 @@ from aligner.errors import ConfigError
 
 class AlignContext(RunContext):
     """NeMo-Run's context of one command."""
+
+    own: ClassVar[tuple[str, ...]] = ()
+    """Arguments that are the command's and no recipe's."""
+    recipes_of: ClassVar[tuple[str, ...]] = ()
+    """Commands whose recipes this one takes."""
 
     def parse_fn(self, fn: Any, args: list[str], **default_kwargs: Any) -> run.Partial:
         """The recipe that the command line describes.
@@ -155,8 +160,7 @@ def _explain(recipe: run.Partial, path: str, arg: str, error: Exception) -> str:
         at = getattr(at, name, None)
         if not isinstance(at, run.Config | run.Partial):
             return f"there is nothing to set below {'.'.join(parents[: i + 1])!r} of this recipe, which is {at!r}"
-    parameters = inspect.signature(at.__fn_or_cls__).parameters
-    known = [name for name in parameters if name not in ("self", "pairs", "responses")]
+    known = settable(at)
     if last not in known:
         near = difflib.get_close_matches(last, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -165,6 +169,16 @@ def _explain(recipe: run.Partial, path: str, arg: str, error: Exception) -> str:
     if choices:
         return f"{value!r} is not one of {choices[1]}"
     return f"{value!r} does not fit ({str(error).splitlines()[0][:200]})"
+
+
+def settable(config: run.Config | run.Partial) -> list[str]:
+    """Arguments of what a config calls, but for those that a run gives it itself."""
+    parameters = inspect.signature(config.__fn_or_cls__).parameters.values()
+    return [
+        p.name
+        for p in parameters
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in ("self", "pairs", "responses")
+    ]
 
 
 def load_yaml(path: Path) -> run.Partial:

@@ -16,7 +16,6 @@ from aligner.rows import Text
 PAGE = "report.html"
 FEW = 10
 """Steps below which a run has no curve to look at when it ends."""
-OWN = ("output", "prompts", "max_tokens")
 
 HELP = """Draw one run, or several side by side, as one HTML page that needs nothing beside it.
 
@@ -44,6 +43,8 @@ def report() -> None:
 class ReportContext(AlignContext):
     """Words without `=` are folders of runs."""
 
+    own = ("output", "prompts", "max_tokens")
+
     def cli_execute(self, fn: Any, args: list[str], entrypoint_type: Any = "task") -> None:
         # NeMo-Run takes a word that begins with `run`, as `runs/tiny_dpo`, for a setting of the executor.
         spelled = [arg if "=" in arg or arg.startswith(("/", ".", "~", "-")) else f"./{arg}" for arg in args]
@@ -52,9 +53,9 @@ class ReportContext(AlignContext):
     def _execute_task(self, fn: Any, task_args: list[str]) -> None:
         folders = [arg for arg in task_args if "=" not in arg]
         given = dict(arg.split("=", 1) for arg in task_args if "=" in arg)
-        unknown = [name for name in given if name not in OWN]
+        unknown = [name for name in given if name not in self.own]
         if unknown:
-            raise ConfigError(f"{unknown[0]}: there is no such argument (there are: {', '.join(OWN)})")
+            raise ConfigError(f"{unknown[0]}: there is no such argument (there are: {', '.join(self.own)})")
         if not folders:
             raise ConfigError("report: name the folder of a run, or several: nemo llm report runs/tiny_dpo")
         tokens = given.get("max_tokens", "128")

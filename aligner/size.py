@@ -35,7 +35,6 @@ SAMPLE = 2000
 """Rows that a file's lengths are taken from."""
 CHARACTERS = 4
 """Of a token, when no tokenizer is asked."""
-OWN = ("gpu", "mfu", "tokens")
 
 
 def size() -> None:
@@ -45,14 +44,17 @@ def size() -> None:
 class SizeContext(AlignContext):
     """Reads `gpu=`, `mfu=` and `tokens=` for itself and the rest as the command that would run the recipe."""
 
+    own = ("gpu", "mfu", "tokens")
+    recipes_of = ("align", "self-reward")
+
     def _execute_task(self, fn: Any, task_args: list[str]) -> None:
         from aligner import factories
         from aligner.api import align
         from aligner.pipeline import self_reward
         from aligner.rounds_context import RoundsContext
 
-        own = dict(arg.split("=", 1) for arg in task_args if arg.partition("=")[0] in OWN)
-        rest = [arg for arg in task_args if arg.partition("=")[0] not in OWN]
+        own = dict(arg.split("=", 1) for arg in task_args if arg.partition("=")[0] in self.own)
+        rest = [arg for arg in task_args if arg.partition("=")[0] not in self.own]
         of_rounds = (self.factory or "").partition("(")[0] in factories.names(self_reward)
         if self.yaml:
             of_rounds = load_yaml(Path(self.yaml)).__fn_or_cls__ is self_reward

@@ -34,6 +34,9 @@ def verify_resume() -> None:
 class VerifyContext(AlignContext):
     """Reads `steps=` for itself and the rest as `nemo llm align` does."""
 
+    own = ("steps",)
+    recipes_of = ("align",)
+
     def _execute_task(self, fn: Any, task_args: list[str]) -> None:
         from aligner.api import align
 

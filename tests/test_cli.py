@@ -79,6 +79,7 @@ COMMANDS = {
         "--to-yaml",
         "r.yaml",
     ],
+    "completion": ["completion", "output=nemo.bash"],
     "chosen": ["align", "--factory", "tiny_dpo", *CHOSEN, "--to-yaml", "chosen.yaml"],
     **{message: [*(["align"] if a[0].startswith("-") else []), *a] for a, message in MISTAKES},
 }
@@ -136,6 +137,34 @@ def test_a_recipe_is_sized(typed: dict[str, Typed]) -> None:
     done = typed["size"]
     assert done.code == 0 and "on 2 nodes of 8: tensor 2, data 8" in done.said
     assert "KV cache" in done.said and "of 141 (h200)" in done.said and "2,048 tokens a sequence" in done.said
+
+
+OFFERED = [
+    ("nemo ", ["llm"]),
+    ("nemo llm al", ["align"]),
+    ("nemo llm align --factory llama31_8", ["llama31_8b_dpo", "llama31_8b_kto"]),
+    ("nemo llm align -f tiny_dpo -y lo", ["log.", "log=", "loss.", "loss="]),
+    ("nemo llm align -f tiny_dpo -y loss=ip", ["ipo"]),
+    ("nemo llm align -f tiny_dpo -y loss.", ["loss.beta="]),
+    ("nemo llm align -f tiny_dpo -y trainer.strategy.tensor", ["trainer.strategy.tensor_model_parallel_size="]),
+    ("nemo llm align -f tiny_dpo -y run.executor=", ["docker", "local", "slurm"]),
+    ("nemo llm align --dr", ["--dryrun"]),
+    ("nemo llm size --factory tiny_self", ["tiny_self_rewarding"]),
+    ("nemo llm size --factory tiny_dpo gp", ["gpu="]),
+    ("nemo llm self-reward -f tiny_spin -y generate.sa", ["generate.samples="]),
+    ("nemo llm lint-preferences train=", []),
+]
+
+
+@pytest.mark.parametrize(("line", "expected"), OFFERED, ids=[line for line, _ in OFFERED])
+def test_tab_offers(typed: dict[str, Typed], folder: Path, line: str, expected: list[str]) -> None:
+    assert typed["completion"].code == 0, typed["completion"].errors
+    press = 'source nemo.bash; COMP_LINE=$1 COMP_POINT=${#1}; _nemo_align; printf "%s\\n" "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", press, "bash", line], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    offered = done.stdout.split()
+    assert set(expected) <= set(offered) and bool(offered) == bool(expected)
+    assert len(offered) == len(set(offered))
 
 
 def test_help_tells_the_arguments(typed: dict[str, Typed]) -> None:
