@@ -77,6 +77,6 @@ def _convert(scratch: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: python -m aligner.smollm2 FOLDER")
     print(fetch(sys.argv[1]))

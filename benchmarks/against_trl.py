@@ -1,14 +1,16 @@
-"""Tokens per second of DPO: ours padded, packed and with a live reference, against TRL's DPOTrainer.
+"""Seconds of a DPO step: ours against TRL's DPOTrainer, padded, with a live reference, and the best of each.
 
     python benchmarks/against_trl.py --model FOLDER --data pairs.jsonl --trl .venv-parity/bin/python
 
-One machine, one model (a Hugging Face folder), the same pairs, tokens, batch and float32 (bfloat16 on a GPU). Turn by
-turn, each in a process of its own, each one epoch: rows have unlike lengths, and over an epoch both sides see the same.
-Counted are the optimizer steps, without start-up and the reference that is computed beforehand; medians of the turns.
-TRL's best is padding-free with its reference computed beforehand; ours is packed with the cached one.
+One machine, one model (a Hugging Face folder), the same pairs in every step, the same batch and float32 (bfloat16 on a
+GPU). Both sides of a comparison live at once and take turns, step by step, so that a machine that is shared slows both
+alike; a step's ratio is that of neighbours, and medians are told. Counted are optimizer steps, without start-up, the
+first step and the reference that is computed beforehand. TRL's best is padding-free with its reference computed
+beforehand; ours is packed with the cached one.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -16,16 +18,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-SIDES = {
-    "ours, padded": {"side": "ours", "batching": "padded", "reference": "cached"},
-    "TRL, padded": {"side": "trl", "batching": "padded", "reference": "cached"},
-    "ours, padded, live reference": {"side": "ours", "batching": "padded", "reference": "frozen"},
-    "TRL, padded, live reference": {"side": "trl", "batching": "padded", "reference": "frozen"},
-    "ours, packed (our best)": {"side": "ours", "batching": "packed", "reference": "cached"},
-    "TRL, padding-free (its best)": {"side": "trl", "batching": "padding_free", "reference": "cached"},
+CACHED, LIVE = "cached", "frozen"
+COMPARISONS = {
+    "padded, reference cached": (("ours", "padded", CACHED), ("trl", "padded", CACHED)),
+    "padded, live reference": (("ours", "padded", LIVE), ("trl", "padded", LIVE)),
+    "packed, reference cached : padding-free, the same": (("ours", "packed", CACHED), ("trl", "padding_free", CACHED)),
+    "packed : padded, reference cached": (("ours", "packed", CACHED), ("trl", "padded", CACHED)),
 }
 
 
@@ -37,68 +39,102 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="pairs of an optimizer step")
     parser.add_argument("--micro", type=int, default=4, help="pairs of a micro-batch")
     parser.add_argument("--length", type=int, default=512, help="longest sequence; longer pairs are left out")
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--only", nargs="*", help="of the sides, those whose name has one of these words")
+    parser.add_argument("--steps", type=int, default=8, help="of each side, after the first")
+    parser.add_argument("--only", type=int, nargs="*", help=f"comparisons, 0 to {len(COMPARISONS) - 1}")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
         settings = json.loads(asked.one)
         (ours if settings["side"] == "ours" else trl)(settings)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        compare(asked, Path(folder))
+    for number, (name, sides) in enumerate(COMPARISONS.items()):
+        if asked.only is None or number in asked.only:
+            with tempfile.TemporaryDirectory() as folder:
+                compare(name, sides, asked, Path(folder))
 
 
-def compare(asked: argparse.Namespace, folder: Path) -> None:
-    """All sides, turn by turn."""
+def compare(name: str, sides: tuple[tuple[str, str, str], ...], asked: argparse.Namespace, folder: Path) -> None:
+    """Both sides, a step of one after a step of the other."""
     rows = kept(asked, folder / "pairs.jsonl")
-    found: dict[str, list[float]] = {}
-    for turn in range(asked.turns):
-        for name, side in SIDES.items():
-            if asked.only and not any(word in name for word in asked.only):
-                continue
-            settings = {**side, **{k: getattr(asked, k) for k in ("batch", "micro", "length", "steps")}}
-            settings |= {"model": str(Path(asked.model).resolve()), "data": str(rows)}
-            settings |= {"out": str(folder / f"{turn}-{list(SIDES).index(name)}"), "tokens": tokens_of(rows)}
-            python = sys.executable if side["side"] == "ours" else asked.trl
-            command = [
-                python,
-                str(Path(__file__).resolve()),
-                "--model",
-                "-",
-                "--data",
-                "-",
-                "--one",
-                json.dumps(settings),
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-            if done.returncode:
-                raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-            seconds = json.loads(done.stdout.splitlines()[-1])["seconds"]
-            assert len(seconds) == asked.steps, f"{name}: {len(seconds)} steps"
-            found.setdefault(name, []).append(statistics.fmean(seconds))
-            print(f"turn {turn + 1}: {name:<32} {found[name][-1]:8.2f} s a step", flush=True)
-    tell(found, asked.batch * tokens_of(rows))
+    tokens = tokens_of(rows)
+    runs = [start(side, asked, folder, rows, tokens) for side in sides]
+    try:
+        for run in runs:
+            said(run, "ready")
+        found = [[took(run) for run in runs] for _ in range(asked.steps + 1)][1:]
+    finally:
+        for run in runs:
+            run.kill()
+            run.wait()
+    ratios = sorted(theirs / mine for mine, theirs in found)
+    mine, theirs = (statistics.median(column) for column in zip(*found, strict=True))
+    speeds = " : ".join(f"{asked.batch * tokens / seconds:,.0f}" for seconds in (mine, theirs))
+    print(
+        f"{name}: {mine:.2f} s : TRL {theirs:.2f} s a step, {speeds} tokens/s, "
+        f"{statistics.median(ratios):.2f} times as fast (steps {ratios[0]:.2f} to {ratios[-1]:.2f})",
+        flush=True,
+    )
 
 
-def tell(found: dict[str, list[float]], tokens: float) -> None:
-    """Medians over turns, and how they compare."""
-    middle = {name: statistics.median(values) for name, values in found.items()}
-    print()
-    for name, seconds in middle.items():
-        print(f"{name:<32} {seconds:8.2f} s a step {tokens / seconds:10,.0f} tokens/s")
-    names = list(SIDES)
-    for one, other in zip(names[::2], names[1::2], strict=True):
-        if one in middle and other in middle:
-            ratios = sorted(b / a for a, b in zip(found[one], found[other], strict=True))
-            print(
-                f"{one} : {other}  {middle[other] / middle[one]:.2f} times (turns {ratios[0]:.2f} to {ratios[-1]:.2f})"
-            )
+class Side(subprocess.Popen[str]):
+    """The process of a side."""
+
+    name: str
+    log: Path
+
+
+def start(side: tuple[str, str, str], asked: argparse.Namespace, folder: Path, rows: Path, tokens: float) -> Side:
+    """A side in a process of its own, which waits before each step until it is told to."""
+    whose, batching, reference = side
+    settings = {"side": whose, "batching": batching, "reference": reference, "out": str(folder / whose)}
+    settings |= {k: getattr(asked, k) for k in ("batch", "micro", "length")} | {"steps": asked.steps + 1}
+    settings |= {"model": str(Path(asked.model).resolve()), "data": str(rows), "tokens": tokens}
+    python = sys.executable if whose == "ours" else asked.trl
+    command = [python, str(Path(__file__).resolve()), "--model", "-", "--data", "-", "--one", json.dumps(settings)]
+    log = folder / f"{whose}.log"
+    with log.open("w") as errors:
+        run = Side(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, bufsize=1,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+    run.name, run.log = whose, log
+    return run
+
+
+def said(run: Side, word: str) -> str:
+    """The line in which a side says something; what else is printed is passed over."""
+    assert run.stdout
+    for line in run.stdout:
+        if line.startswith(word):
+            return line.removeprefix(word)
+    raise SystemExit(f"{run.name} ended early:\n{run.log.read_text()[-3000:]}")
+
+
+def took(run: Side) -> float:
+    """Have a side make a step, and its seconds."""
+    assert run.stdin
+    with contextlib.suppress(BrokenPipeError):
+        run.stdin.write("\n")
+    return float(said(run, "seconds"))
+
+
+class Gate:
+    """Between the steps of one side."""
+
+    def begin(self) -> None:
+        """Wait to be told."""
+        if not hasattr(self, "began"):
+            print("ready", flush=True)
+        sys.stdin.readline()
+        self.began = time.perf_counter()
+
+    def end(self) -> None:
+        """Say how long it took."""
+        print(f"\nseconds {time.perf_counter() - self.began}", flush=True)
 
 
 def kept(asked: argparse.Namespace, file: Path) -> Path:
-    """Pairs that are short enough, with how many tokens they have; both sides see the same."""
+    """As many pairs as a step has, none too long, with how many tokens they have; both sides see these in each step."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(asked.model)
@@ -111,9 +147,7 @@ def kept(asked: argparse.Namespace, file: Path) -> Path:
         prompt, *both = (len(tokenizer(text).input_ids) for text in texts.values())
         if max(both) + prompt < asked.length - 2:
             lines.append(json.dumps(texts | {"tokens": 2 * prompt + sum(both) + 2}))
-    wanted = asked.batch * asked.steps
-    repeated = (lines * -(-wanted // len(lines)))[:wanted]
-    file.write_text("\n".join(repeated) + "\n")
+    file.write_text("\n".join((lines * -(-asked.batch // len(lines)))[: asked.batch]) + "\n")
     return file
 
 
@@ -123,14 +157,20 @@ def tokens_of(file: Path) -> float:
 
 
 def ours(settings: dict[str, Any]) -> None:
-    """A run of ours; its own `step_time`."""
-    import csv
-
+    """A run of ours."""
     import fiddle as fdl
     import nemo_run as run
+    from lightning.pytorch import Callback
 
     from aligner import recipes
     from aligner.reference import Frozen
+
+    class Steps(Gate, Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            self.begin()
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.end()
 
     recipe: Any = recipes.smollm2_135m.dpo_recipe(
         dir=settings["out"], name="run", train=settings["data"], start=settings["model"], seq_length=settings["length"],
@@ -145,32 +185,28 @@ def ours(settings: dict[str, Any]) -> None:
     if settings["reference"] == "frozen":
         recipe.reference = run.Config(Frozen)
     recipe.trainer.max_steps = recipe.optim.lr_scheduler.max_steps = settings["steps"]
+    recipe.trainer.max_epochs = settings["steps"]
     recipe.log.ckpt.every_n_train_steps = 10 * settings["steps"]
     recipe.log.ckpt.save_last = False
-    folder = fdl.build(recipe)()
-    with (folder / "metrics.csv").open() as file:
-        print(json.dumps({"seconds": [float(row["train/step_time"]) for row in csv.DictReader(file)]}))
+    recipe.trainer.callbacks = [run.Config(Steps)]
+    fdl.build(recipe)()
 
 
 def trl(settings: dict[str, Any]) -> None:
-    """A run of TRL's, timed from one optimizer step's beginning to its end."""
-    import time
-
+    """A run of TRL's."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer  # type: ignore[import-not-found]
 
-    class Clock(TrainerCallback):
-        seconds: list[float] = []  # noqa: RUF012
-
+    class Steps(Gate, TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.perf_counter()
+            self.begin()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            self.seconds.append(time.perf_counter() - self.began)
+            self.end()
 
     half = torch.cuda.is_available()
     rows = [json.loads(line) for line in Path(settings["data"]).read_text().splitlines()]
@@ -192,11 +228,10 @@ def trl(settings: dict[str, Any]) -> None:
         settings["model"], dtype=torch.bfloat16 if half else torch.float32, **kind
     )
     trainer = DPOTrainer(
-        model=model, args=config, train_dataset=data, callbacks=[Clock()],
+        model=model, args=config, train_dataset=data, callbacks=[Steps()],
         processing_class=AutoTokenizer.from_pretrained(settings["model"]),
     )  # fmt: skip
     trainer.train()
-    print(json.dumps({"seconds": Clock.seconds}))
 
 
 if __name__ == "__main__":

@@ -147,11 +147,22 @@ def steps_of(folder: Path) -> int:
     return len(read_metrics(file)) if file.is_file() else 0
 
 
+def begin_now(job: str) -> None:
+    """Slurm lets a job that was put back wait for two minutes, from when its last process ended."""
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
+
+
+def again(job: str) -> bool:
+    said = subprocess.run(["scontrol", "show", "job", "--oneliner", job], capture_output=True, text=True).stdout
+    return "Restarts=1" in said and "JobState=RUNNING" in said
+
+
 def test_a_job_that_is_put_back_goes_on(undisturbed: Path, tiny: Tiny, tmp_path: Path) -> None:
     thread, failed = in_background(slow(tiny, "requeued", STEPS, 0.7), "requeued")
     wait(lambda: steps_of(tmp_path / "runs/requeued") >= 2, "two steps", 120)
     (job,) = queue("requeued")
     subprocess.run(["scontrol", "requeue", job], check=True)
+    wait(lambda: (begin_now(job), again(job))[1], "the job to run again", 150)
     thread.join(timeout=200)
     assert not thread.is_alive() and not failed, failed
     jobs = sorted(path.name for path in (tmp_path / "runs/requeued/provenance").iterdir())
