@@ -21,6 +21,7 @@ LONGEST = (
     "slurm",
     "docs",
     "parallelism",
+    "notebooks",
     "docker",
     "pipeline",
     "generation",
