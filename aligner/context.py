@@ -33,6 +33,11 @@ class AlignContext(RunContext):
     recipes_of: ClassVar[tuple[str, ...]] = ()
     """Commands whose recipes this one takes."""
 
+    def split(self, args: list[str]) -> tuple[dict[str, str], list[str]]:
+        """What of a command line is the command's own, the last of each, and what is its recipe's."""
+        mine = [arg for arg in args if "=" in arg and arg.partition("=")[0] in self.own]
+        return dict(arg.split("=", 1) for arg in mine), [arg for arg in args if arg not in mine]
+
     def parse_fn(self, fn: Any, args: list[str], **default_kwargs: Any) -> run.Partial:
         """The recipe that the command line describes.
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
 from typing import Any
 
+from aligner import html
 from aligner.lint_findings import LintReport
 
-TEMPLATE = Path(__file__).parent / "assets" / "lint.html"
 BARS = " ▁▂▃▄▅▆▇█"
 BLUE = "#2f6f9f"
 
@@ -85,9 +83,6 @@ def text(report: LintReport) -> str:
 
 def page(reports: list[LintReport]) -> str:
     """The report as an HTML page."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True)
     shown = [
         {
             "report": report,
@@ -97,12 +92,11 @@ def page(reports: list[LintReport]) -> str:
         }
         for report in reports
     ]
-    return environment.from_string(TEMPLATE.read_text()).render(shown=shown)
+    return html.filled("lint.html", shown=shown)
 
 
 def _plot(name: str, counts: list[int], edges: list[float]) -> Any:
     """A histogram as SVG."""
-    import jinja2
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, 2.6), layout="constrained")
@@ -116,6 +110,4 @@ def _plot(name: str, counts: list[int], edges: list[float]) -> Any:
     axes.set_xlabel(name)
     axes.set_ylabel("rows")
     axes.spines[["top", "right"]].set_visible(False)
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
-    return jinja2.utils.markupsafe.Markup(drawn.getvalue()[drawn.getvalue().index("<svg") :])
+    return html.svg(figure)

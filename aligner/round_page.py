@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from aligner import html
 
 if TYPE_CHECKING:
     from aligner.round_report import RoundReport
 
-TEMPLATE = Path(__file__).parent / "assets/round.html"
 BLUE = "#2f6f9f"
 
 
 def page(title: str, round: RoundReport) -> str:
     """Numbers, warnings, the judge's scores, and the answers to some prompts."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True)
-    return environment.from_string(TEMPLATE.read_text()).render(
+    return html.filled(
+        "round.html",
         title=title,
         why=round.why(),
         warnings=round.warnings(),
@@ -30,7 +27,6 @@ def page(title: str, round: RoundReport) -> str:
 
 def _plot(scores: dict[str, int]) -> Any:
     """Judgements by score, as SVG."""
-    import jinja2
     from matplotlib.figure import Figure
 
     if not scores:
@@ -41,6 +37,4 @@ def _plot(scores: dict[str, int]) -> Any:
     axes.set_xlabel("score")
     axes.set_ylabel("judgements")
     axes.spines[["top", "right"]].set_visible(False)
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
-    return jinja2.utils.markupsafe.Markup(drawn.getvalue()[drawn.getvalue().index("<svg") :])
+    return html.svg(figure)

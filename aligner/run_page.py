@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from aligner import html
 from aligner.run_facts import RunFacts, findings
 
-TEMPLATE = Path(__file__).parent / "assets" / "run.html"
 COLOURS = ("#2f6f9f", "#c8553d", "#588157", "#8d6a9f", "#b58900", "#4a4e69")
 POINTS = 400
 """Of a curve; longer ones are averaged."""
@@ -31,11 +29,9 @@ TOLD = ("loss", "acc", "rewards_margin_mean", "rewards_chosen_mean", "rewards_re
 
 def page(runs: Sequence[RunFacts]) -> str:
     """The page."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True)
     names = _names(runs)
-    return environment.from_string(TEMPLATE.read_text()).render(
+    return html.filled(
+        "run.html",
         title=", ".join(names),
         runs=[
             {"name": name, "colour": colour, "run": run, "findings": findings(run), "ends": _ends(run)}
@@ -79,7 +75,6 @@ def _settings(runs: Sequence[RunFacts]) -> list[tuple[str, list[str], bool]]:
 
 def _charts(runs: Sequence[RunFacts]) -> Any:
     """All curves that there are, as SVG; held-out rows thick and dotted where the training's are thin."""
-    import jinja2
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -97,9 +92,7 @@ def _charts(runs: Sequence[RunFacts]) -> Any:
                 _draw(axes, run, metrics, colour)
             if "learning rate" in title:
                 axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", metadata={"Date": None})
-    return jinja2.utils.markupsafe.Markup(drawn.getvalue()[drawn.getvalue().index("<svg") :])
+        return html.svg(figure)
 
 
 def _measured(run: RunFacts, metric: str) -> bool:

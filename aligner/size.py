@@ -53,8 +53,7 @@ class SizeContext(AlignContext):
         from aligner.pipeline import self_reward
         from aligner.rounds_context import RoundsContext
 
-        own = dict(arg.split("=", 1) for arg in task_args if arg.partition("=")[0] in self.own)
-        rest = [arg for arg in task_args if arg.partition("=")[0] not in self.own]
+        own, rest = self.split(task_args)
         of_rounds = (self.factory or "").partition("(")[0] in factories.names(self_reward)
         if self.yaml:
             of_rounds = load_yaml(Path(self.yaml)).__fn_or_cls__ is self_reward
@@ -297,7 +296,7 @@ def _time(
 ) -> str:
     mean = tokens or (min(data.mean, plan.longest) if data else plan.longest)
     why = "as given" if tokens else "of data.train, at four characters each" if data else "data.seq_length"
-    epochs = recipe.trainer.max_epochs if (recipe.trainer.max_epochs or -1) > 0 else 1
+    epochs = _limit(recipe.trainer.max_epochs) or 1
     seconds = sizing.step_seconds(model, plan, card, mfu=mfu, length=mean, epochs=epochs)
     each = plan.sequences * mean / seconds / plan.ranks
     lines = [
@@ -315,10 +314,15 @@ def _time(
     return "\n".join(lines)
 
 
+def _limit(value: int | None) -> int | None:
+    """Of steps or epochs; Lightning's -1 is none."""
+    return value if (value or -1) > 0 else None
+
+
 def _steps(recipe: Any, data: Lengths | None) -> int | None:
-    most = recipe.trainer.max_steps if (recipe.trainer.max_steps or -1) > 0 else None
+    most = _limit(recipe.trainer.max_steps)
     if data is None:
         return most
-    epochs = recipe.trainer.max_epochs if (recipe.trainer.max_epochs or -1) > 0 else None
+    epochs = _limit(recipe.trainer.max_epochs)
     of_data = None if epochs is None else data.rows // recipe.data.global_batch_size * epochs
     return min((n for n in (most, of_data) if n is not None), default=None)

@@ -40,16 +40,17 @@ class VerifyContext(AlignContext):
     def _execute_task(self, fn: Any, task_args: list[str]) -> None:
         from aligner.api import align
 
-        steps = [arg.partition("=")[2] for arg in task_args if arg.startswith("steps=")]
-        recipe = self.parse_fn(align, [arg for arg in task_args if not arg.startswith("steps=")])
+        own, rest = self.split(task_args)
+        steps = own.get("steps", "8")
+        recipe = self.parse_fn(align, rest)
         run.dryrun_fn(recipe)
         if self.dryrun or not self._should_continue(self.skip_confirmation):
             return
         if self.executor is not None:
             raise ConfigError("run.executor: verify-resume runs on this machine; leave it out")
-        if steps and not steps[-1].isdigit():
-            raise ConfigError(f"steps: {steps[-1]!r} is not a number of steps")
-        difference = verify(recipe, steps=int(steps[-1]) if steps else 8)
+        if not steps.isdigit():
+            raise ConfigError(f"steps: {steps!r} is not a number of steps")
+        difference = verify(recipe, steps=int(steps))
         print(difference or "identical", flush=True)
         if difference:
             sys.exit(1)
