@@ -16,7 +16,7 @@ __all__ = ["align", "executors", "losses", "recipes"]
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: NeMo takes ten seconds to import, and `aligner.rows` or `aligner.losses` need none of it.
+    # On first use: NeMo takes ten seconds to import, and `aligner.data.rows` or `aligner.losses` need none of it.
     if name == "align":
         return import_module("aligner.api").align
     if name in __all__:

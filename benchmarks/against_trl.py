@@ -163,9 +163,9 @@ def ours(settings: dict[str, Any]) -> None:
     from lightning.pytorch import Callback
 
     from aligner import recipes
-    from aligner.reference import Frozen
+    from aligner.model.reference import FrozenReference
 
-    class Steps(Gate, Callback):
+    class GlobalBatchDataset(Gate, Callback):
         def on_train_batch_start(self, *_: Any) -> None:
             self.begin()
 
@@ -173,22 +173,22 @@ def ours(settings: dict[str, Any]) -> None:
             self.end()
 
     recipe: Any = recipes.smollm2_135m.dpo_recipe(
-        dir=settings["out"], name="run", train=settings["data"], start=settings["model"], seq_length=settings["length"],
+        dir=settings["out"], name="run", train=settings["data"], init_from=settings["model"], seq_length=settings["length"],
         packed_sequence=settings["batching"] == "packed",
     )  # fmt: skip
-    recipe.data.as_chat = False
+    recipe.data.apply_chat_template = False
     recipe.data.global_batch_size = settings["batch"]
     recipe.data.micro_batch_size = 1 if settings["batching"] == "packed" else settings["micro"]
     if settings["batching"] == "packed":
         # As many tokens as the other sides' micro-batches can hold.
-        recipe.data.pack_size = int(settings["micro"] * settings["tokens"])
+        recipe.data.packed_sequence_size = int(settings["micro"] * settings["tokens"])
     if settings["reference"] == "frozen":
-        recipe.reference = run.Config(Frozen)
+        recipe.reference = run.Config(FrozenReference)
     recipe.trainer.max_steps = recipe.optim.lr_scheduler.max_steps = settings["steps"]
     recipe.trainer.max_epochs = settings["steps"]
     recipe.log.ckpt.every_n_train_steps = 10 * settings["steps"]
     recipe.log.ckpt.save_last = False
-    recipe.trainer.callbacks = [run.Config(Steps)]
+    recipe.trainer.callbacks = [run.Config(GlobalBatchDataset)]
     fdl.build(recipe)()
 
 
@@ -199,7 +199,7 @@ def trl(settings: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer  # type: ignore[import-not-found]
 
-    class Steps(Gate, TrainerCallback):
+    class GlobalBatchDataset(Gate, TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.begin()
 
@@ -228,7 +228,7 @@ def trl(settings: dict[str, Any]) -> None:
         settings["model"], dtype=torch.bfloat16 if half else torch.float32, **kind
     )
     trainer = DPOTrainer(
-        model=model, args=config, train_dataset=data, callbacks=[Steps()],
+        model=model, args=config, train_dataset=data, callbacks=[GlobalBatchDataset()],
         processing_class=AutoTokenizer.from_pretrained(settings["model"]),
     )  # fmt: skip
     trainer.train()

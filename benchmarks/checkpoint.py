@@ -16,18 +16,19 @@ from typing import Any
 
 def recipe(folder: Path, name: str, model: str, steps: int, every: int) -> Any:
     """A DPO run of all weights on sums, so that no data need be at hand."""
-    from aligner import recipes, smollm2, toy
+    from aligner import recipes
+    from aligner.demo import smollm2, toy
 
     train = toy.arithmetic(str(folder / "data"), split="train", rows=64)
     if model == "tiny":
         made = recipes.tiny_llama.dpo_recipe(dir=str(folder / "runs"), name=name, train=train)
-        made.resume.start_from = None
+        made.resume.init_stage = None
     else:
         start = folder / "smollm2"
         if not start.exists():
             smollm2.fetch(str(start))
         made = recipes.smollm2_135m.dpo_recipe(
-            dir=str(folder / "runs"), name=name, train=train, start=str(start), peft_scheme=None
+            dir=str(folder / "runs"), name=name, train=train, init_from=str(start), peft_scheme=None
         )
     made.data.global_batch_size, made.data.micro_batch_size, made.data.seq_length = 4, 4, 64
     made.trainer.max_steps, made.trainer.max_epochs = steps, -1
@@ -67,7 +68,7 @@ def main() -> None:
     asked = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
 
-    from aligner import checkpoints
+    from aligner.checkpoint import folders
 
     # The first run of a process imports and caches; it is thrown away.
     run(recipe(folder, "warm", asked.model, 2, 100))
@@ -78,9 +79,9 @@ def main() -> None:
         job = recipe(folder, name.replace(" ", "_"), asked.model, asked.steps, every)
         job.trainer.strategy.ckpt_async_save = beside
         found[name], home = run(job)
-    newest = checkpoints.newest(home)
+    newest = folders.latest_checkpoint(home)
     assert newest is not None
-    size = checkpoints.size(newest) / 1e6
+    size = folders.disk_usage(newest) / 1e6
     saves = -(-asked.steps // asked.every)
     longer = recipe(folder, "beside", asked.model, asked.steps + 1, 10**6)
     began = time.perf_counter()

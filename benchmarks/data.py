@@ -20,7 +20,7 @@ READER = """
 import json, sys, threading, time
 from pathlib import Path
 from transformers import AutoTokenizer
-from aligner.data import AlignDataModule
+from aligner.data.module import AlignDataModule
 rows, tokenizer, folder = sys.argv[1:4]
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) / 1024
@@ -33,7 +33,7 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 began = time.perf_counter()
 data = AlignDataModule(train=rows, seq_length=1024, global_batch_size=256, batching="packed", cache_dir=folder)
-data.prepare(AutoTokenizer.from_pretrained(tokenizer), kind="pairs", runs=Path(folder))
+data.tokenize(AutoTokenizer.from_pretrained(tokenizer), kind="pairs", runs=Path(folder))
 data.plan(max_steps=1000)
 class Trainer:
     global_step = 0
@@ -87,9 +87,8 @@ def read(rows: Path, hf: str, folder: Path) -> dict[str, float]:
 def main(count: int, folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    from aligner.cache import Settings, token_files
-    from aligner.lint import lint
-    from aligner.lint_finder import Options
+    from aligner.data.token_cache import TokenizationConfig, token_files
+    from aligner.lint.linter import Options, lint
 
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "tokens", ignore_errors=True)  # of an earlier run
@@ -103,7 +102,7 @@ def main(count: int, folder: Path) -> None:
     found = {}
     for part, path in files.items():
         began = time.perf_counter()
-        token_files([path], hf, Settings("pairs", 1024), folder / "tokens")
+        token_files([path], hf, TokenizationConfig("pairs", 1024), folder / "tokens")
         seconds = time.perf_counter() - began
         rate = sizes[part] / seconds
         print(f"tokens of {part:<8} {sizes[part]:>10,} rows {seconds:>8.1f} s {rate:>10,.0f} rows a second", flush=True)

@@ -25,19 +25,21 @@ PROMPTS = [
 
 def ours(checkpoint: str, texts: list[str], batch: int, tokens: int) -> tuple[float, dict[str, str], int]:
     """Seconds, answers, tokens."""
-    from aligner.engines import Question
-    from aligner.inference import Megatron
-    from aligner.sampling import Sampling
+    from aligner.generate.engine import GenerationRequest
+    from aligner.generate.megatron_engine import MegatronEngine
+    from aligner.generate.sampling import Sampling
 
-    engine = Megatron(checkpoint, batch_size=batch, as_chat=True)
-    questions = [Question(key=str(i), prompt=text, seed=i, source=f"prompt {i}") for i, text in enumerate(texts)]
+    engine = MegatronEngine(checkpoint, batch_size=batch, apply_chat_template=True)
+    questions = [
+        GenerationRequest(key=str(i), prompt=text, seed=i, source=f"prompt {i}") for i, text in enumerate(texts)
+    ]
     sampling = Sampling(temperature=0, max_tokens=tokens)
-    with engine.opened(Path(tempfile.mkdtemp())):
-        list(engine.answers(questions[:batch], Sampling(temperature=0, max_tokens=4)))
+    with engine.session(Path(tempfile.mkdtemp())):
+        list(engine.generate(questions[:batch], Sampling(temperature=0, max_tokens=4)))
         began = time.perf_counter()
-        found = list(engine.answers(questions, sampling))
+        found = list(engine.generate(questions, sampling))
         seconds = time.perf_counter() - began
-    return seconds, {answer.key: answer.text for answer in found}, sum(answer.tokens for answer in found)
+    return seconds, {answer.key: answer.text for answer in found}, sum(answer.num_tokens for answer in found)
 
 
 def theirs(folder: str, texts: list[str], batch: int, tokens: int) -> tuple[float, dict[str, str], int]:
@@ -85,7 +87,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--times", type=int, default=1)
     asked = parser.parse_args()
-    from aligner import huggingface, smollm2
+    from aligner.checkpoint import huggingface
+    from aligner.demo import smollm2
 
     home = Path(tempfile.mkdtemp(prefix="generation-"))
     folder = asked.folder or str(smollm2.fetch(str(home / "smollm2")) or home / "smollm2")

@@ -40,7 +40,7 @@ VOCABULARY = 128256
 SIDES = [
     {"side": "ours", "reference": reference, "batching": batching, "peft": peft}
     for peft in (None, "lora")
-    for reference in ("cached", "frozen" if peft is None else "adapters_off")
+    for reference in ("cached", "frozen" if peft is None else "base_model")
     for batching in ("padded", "packed")
 ] + [
     {"side": "trl", "reference": reference, "batching": batching, "peft": peft}
@@ -109,27 +109,27 @@ def compare(asked: argparse.Namespace, plan: list[tuple[str, dict[str, Any]]], f
 
 
 def flops(size: str, name: str, length: int) -> float:
-    """Of a token, by `aligner.sizing`: what the method needs, nothing that is made again."""
-    from aligner import sizing
-    from aligner.anatomy import Anatomy
+    """Of a token, by `aligner.estimate.sizing`: what the method needs, nothing that is made again."""
+    from aligner.estimate import memory, step_time
+    from aligner.estimate.parameters import ModelShape
 
     given = SIZES[size]
-    model = Anatomy(
+    model = ModelShape(
         layers=given["num_layers"], hidden=given["hidden_size"], heads=given["num_attention_heads"],
         groups=given["num_query_groups"], channels=given["hidden_size"] // given["num_attention_heads"],
         ffn=given["ffn_hidden_size"], gated=True, vocabulary=VOCABULARY, tied=False, experts=0, topk=1, shared_ffn=0,
         biases=0, last_norm=0,
     )  # fmt: skip
-    plan = sizing.Plan(
+    plan = memory.Plan(
         ranks=1, gpus_per_node=1, adapter_rank=32 if "lora" in name else None,
         reference="none" if "cached" in name else "frozen",
     )  # fmt: skip
-    return sizing.step_flops(model, plan, length=length / 2, epochs=1)[0]
+    return step_time.step_flops(model, plan, length=length / 2, epochs=1)[0]
 
 
 def peak() -> float:
     """FLOP/s of this card in bfloat16."""
-    from aligner.size import this_machine
+    from aligner.estimate.recipe_plan import this_machine
 
     return this_machine(1).peak or float("inf")
 
@@ -153,7 +153,7 @@ def make(settings: dict[str, Any]) -> dict[str, float]:
     """A folder of transformers with random weights, and a tokenizer of digits."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from aligner import toy
+    from aligner.demo import toy
 
     sizes = SIZES[settings["size"]]
     config: Any = LlamaConfig(
@@ -164,7 +164,7 @@ def make(settings: dict[str, Any]) -> dict[str, float]:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     LlamaForCausalLM(config).save_pretrained(settings["model"])
-    AutoTokenizer.from_pretrained(toy.ASSETS / "tiny_tokenizer").save_pretrained(settings["model"])
+    AutoTokenizer.from_pretrained(toy.TOKENIZER).save_pretrained(settings["model"])
     return {}
 
 
@@ -176,22 +176,22 @@ def ours(settings: dict[str, Any]) -> dict[str, float]:
     import nemo_run as run
 
     from aligner import recipes
-    from aligner.reference import AdaptersOff, Frozen
+    from aligner.model.reference import BaseModelReference, FrozenReference
 
     packed = settings["batching"] == "packed"
     recipe: Any = recipes.llama31_8b.dpo_recipe(
         dir=settings["out"], name=settings["name"], num_nodes=1, num_gpus_per_node=1, seq_length=settings["length"],
-        train=settings["data"], peft_scheme=settings["peft"], packed_sequence=packed, start=settings["model"],
+        train=settings["data"], peft_scheme=settings["peft"], packed_sequence=packed, init_from=settings["model"],
     )  # fmt: skip
     strategy = recipe.trainer.strategy
     strategy.tensor_model_parallel_size, strategy.sequence_parallel = 1, False
-    recipe.data.as_chat = False
+    recipe.data.apply_chat_template = False
     recipe.data.global_batch_size = settings["pairs"]
     recipe.data.micro_batch_size = 1 if packed else settings["micro"]
     if packed:
         # As many tokens as micro-batches of the padded side can have.
-        recipe.data.pack_size = 2 * settings["micro"] * settings["length"]
-    live = {"frozen": Frozen, "adapters_off": AdaptersOff}.get(settings["reference"])
+        recipe.data.packed_sequence_size = 2 * settings["micro"] * settings["length"]
+    live = {"frozen": FrozenReference, "base_model": BaseModelReference}.get(settings["reference"])
     if live is not None:
         recipe.reference = run.Config(live)
     recipe.trainer.max_steps = recipe.optim.lr_scheduler.max_steps = settings["steps"]

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from aligner import head
+from aligner.model import head
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     hidden = torch.randn(asked.tokens, 1, asked.hidden, **half).requires_grad_()
     weight = (torch.randn(asked.vocabulary, asked.hidden, **half) / asked.hidden**0.5).requires_grad_()
     labels = torch.randint(asked.vocabulary, (1, asked.tokens), device=device)
-    labels[:, int(asked.scored * asked.tokens) :] = head.IGNORED
+    labels[:, int(asked.scored * asked.tokens) :] = head.IGNORE_INDEX
     layer: Any = SimpleNamespace(sequence_parallel=False, tp_group=parallel_state.get_tensor_model_parallel_group())
 
     def step() -> None:
@@ -76,7 +76,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         else:
             logits = torch.nn.functional.linear(hidden, weight)
             nll = tensor_parallel.vocab_parallel_cross_entropy(logits, labels.clamp(min=0).T.contiguous()).T
-        (nll * (labels != head.IGNORED)).sum().backward()
+        (nll * (labels != head.IGNORE_INDEX)).sum().backward()
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step()

@@ -14,7 +14,7 @@ from typing import get_args
 
 import numpy as np
 
-from aligner.packing import Algorithm, pack
+from aligner.data.packing import Algorithm, pack
 
 CAPACITY = 8192
 FEW = 20_000

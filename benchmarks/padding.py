@@ -4,7 +4,7 @@
 
 Each model makes the same steps on the same global batches of 8 pairs both ways, full parameters, SimPO (no reference
 to score). Tokens are those of the data, prompts and answers; padding does not count. The first step of each run warms
-up and is left out. `python -m aligner.smollm2 FOLDER` makes the second model's folder; without it the tiny model is
+up and is left out. `python -m aligner.demo.smollm2 FOLDER` makes the second model's folder; without it the tiny model is
 measured alone.
 """
 
@@ -31,18 +31,18 @@ def recipe(model: str, rows: str, batching: str, folder: Path, source: str | Non
             dir=str(folder), name=f"tiny_{batching}", seq_length=length, train=rows
         )
         made.model.config.seq_length = length
-        made.preference_weight, made.sft_weight = 1.0, 0.0
+        made.preference_loss_weight, made.sft_loss_weight = 1.0, 0.0
     else:
         made = recipes.smollm2_135m.dpo_recipe(
-            dir=str(folder), name=f"smollm2_{batching}", seq_length=length, train=rows, start=source or ""
+            dir=str(folder), name=f"smollm2_{batching}", seq_length=length, train=rows, init_from=source or ""
         )
         made.reference = None
     made.loss = run.Partial(losses.simpo)
-    made.data.batching, made.data.max_dropped_share = batching, 1.0
+    made.data.batching, made.data.max_dropped_fraction = batching, 1.0
     made.data.global_batch_size = PAIRS
     made.data.micro_batch_size = PAIRS if batching == "padded" else 1
     if batching == "packed":
-        made.data.pack_size = 2 * PAIRS * length
+        made.data.packed_sequence_size = 2 * PAIRS * length
     made.trainer.max_steps, made.trainer.max_epochs, made.trainer.val_check_interval = STEPS[model], -1, STEPS[model]
     made.log.ckpt = None
     made.optim.config.lr = made.optim.lr_scheduler.min_lr = 1e-6
@@ -53,7 +53,7 @@ def recipe(model: str, rows: str, batching: str, folder: Path, source: str | Non
 def main(rows: str, source: str | None) -> None:
     import fiddle as fdl
 
-    from aligner.watching import read_metrics
+    from aligner.common.run_folder import read_metrics
 
     with tempfile.TemporaryDirectory() as folder:
         for model in ("tiny", "smollm2") if source else ("tiny",):
@@ -65,7 +65,7 @@ def main(rows: str, source: str | None) -> None:
                 tokens = sum(row["train/step_time"] * row["train/tokens_per_second"] for row in steps[1:])
                 speed[batching], loss[batching] = tokens / seconds, steps[0]["train/loss"]
                 data = made.keywords["data"]
-            print(f"{model}: {data.examples['train'].report}")
+            print(f"{model}: {data.datasets['train'].report}")
             positions = data.cutting("train")
             padded = packed = 0
             for step in range(1, STEPS[model]):

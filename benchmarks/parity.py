@@ -20,9 +20,10 @@ from torch.distributions import Bernoulli, kl_divergence
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from aligner import losses, unpaired  # noqa: E402
-from aligner.losses import PairLogprobs  # noqa: E402
-from aligner.unpaired import ResponseLogprobs  # noqa: E402
+from aligner import losses  # noqa: E402
+from aligner.losses import unpaired
+from aligner.losses.pairs import PairLogprobs
+from aligner.losses.unpaired import ResponseLogprobs  # noqa: E402
 
 PAIRS = 10_000
 BETA = 0.1

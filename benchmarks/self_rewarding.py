@@ -21,23 +21,24 @@ def scores(folder: Path, seed: int, iterations: int) -> tuple[list[float], float
 
     import fiddle as fdl
 
-    from aligner import pipeline, recipes
+    from aligner import recipes
+    from aligner.judge import self_rewarding
 
     recipe: Any = recipes.tiny_llama.self_rewarding_recipe(dir=str(folder), name=f"seed-{seed}", iterations=iterations)
     recipe.start.data.seed = seed
     recipe.start.data.train.seed = seed
-    for one in recipe.rounds:
+    for one in recipe.iterations:
         one.generate.seed += 1000 * seed
         one.align.data.seed = seed
         one.generate.prompts.seed = one.judge.prompts.seed = one.select.prompts.seed = one.evaluate.prompts.seed = seed
-    before = copy.deepcopy(recipe.rounds[0].evaluate)
+    before = copy.deepcopy(recipe.iterations[0].evaluate)
     before.engine.checkpoint = f"{folder}/seed-{seed}/start"
     before.output = f"{folder}/seed-{seed}/before.json"
     began = time.perf_counter()
     fdl.build(recipe)()
     seconds = time.perf_counter() - began
     path = fdl.build(before)()
-    return [json.loads(path.read_text())["score"], *pipeline.scores(folder / f"seed-{seed}")], seconds
+    return [json.loads(path.read_text())["score"], *self_rewarding.scores(folder / f"seed-{seed}")], seconds
 
 
 def main() -> None:

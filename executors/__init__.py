@@ -1,10 +1,10 @@
-"""Where a recipe runs: functions that return a NeMo-Run executor, and what runs stages on one. Knows no recipe.
+"""Where a recipe runs: functions that return a NeMo-Run executor, and `launch`, which runs stages on one.
 
 run.run(recipe, executor=executors.slurm(account="acct", partition="gpu", gpus_per_node=8))
-executors.launch({"sft": sft, "dpo": dpo}, executors.local(ranks=2))
+executors.launch({"sft": sft, "dpo": dpo}, executors.local(ntasks_per_node=2))
 """
 
-from aligner.executors import accounting
+from aligner.executors import sacct_shim
 from aligner.executors.docker import docker
 from aligner.executors.failures import JobFailed
 from aligner.executors.launch import dryrun, launch
@@ -12,4 +12,4 @@ from aligner.executors.local import local
 from aligner.executors.profiles import profile
 from aligner.executors.slurm import slurm
 
-__all__ = ["JobFailed", "accounting", "docker", "dryrun", "launch", "local", "profile", "slurm"]
+__all__ = ["JobFailed", "docker", "dryrun", "launch", "local", "profile", "sacct_shim", "slurm"]

@@ -15,7 +15,7 @@ import nemo_run as run
 from nemo_run.config import get_nemorun_home
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
-from aligner.errors import ConfigError
+from aligner.common.errors import ConfigError
 
 
 def not_in_a_job() -> None:
@@ -28,7 +28,7 @@ def not_in_a_job() -> None:
         raise ConfigError('launch: is called when the script is imported; put it below `if __name__ == "__main__":`')
 
 
-def recipes(name: str, stages: Mapping[str, run.Partial], executor: run.Executor) -> None:
+def check_recipes(name: str, stages: Mapping[str, run.Partial], executor: run.Executor) -> None:
     """See that NeMo-Run can make files and commands of the names, and that the recipes can be shipped and have room.
 
     Raises:
@@ -64,7 +64,7 @@ def known_stage(text: str, name: str, stages: list[str]) -> None:
         )
 
 
-def place(executor: run.Executor, *, detach: bool) -> None:
+def check_executor(executor: run.Executor, *, detach: bool) -> None:
     """See that there is something to ship stages to.
 
     Raises:
@@ -195,7 +195,7 @@ def _slurm(executor: run.SlurmExecutor) -> None:
     if executor.container_image is not None and "--container-image" not in _asked(executor, "srun --help 2>&1").stdout:
         raise ConfigError(
             f"run.executor.container_image: {executor.container_image}, but this Slurm has no pyxis to run containers; "
-            "leave it out, and activate what the job needs by setup=['source venv/bin/activate']"
+            "leave it out, and activate what the job needs by setup_lines=['source venv/bin/activate']"
         )
     if isinstance(executor.tunnel, run.LocalTunnel):
         image = executor.container_image or ""
@@ -236,5 +236,5 @@ def _docker(executor: run.DockerExecutor) -> None:
             client.images.get_registry_data(image)
         except DockerException as error:
             raise ConfigError(
-                f"run.executor.image: {image!r} is neither here (`docker images`) nor in a registry ({error})"
+                f"run.executor.container_image: {image!r} is neither here (`docker images`) nor in a registry ({error})"
             ) from None

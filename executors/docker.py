@@ -6,14 +6,14 @@ from typing import Optional
 
 import nemo_run as run
 
-from aligner import secrets
-from aligner.errors import ConfigError
+from aligner.common import secret_names
+from aligner.common.errors import ConfigError
 
 
 def docker(
     *,
-    image: str,
-    ranks: int = 1,
+    container_image: str,
+    ntasks_per_node: int = 1,
     gpus: Optional[int] = None,
     volumes: Optional[list[str]] = None,
     shm_size: str = "8g",
@@ -24,8 +24,8 @@ def docker(
     """Processes in a container, several by torchrun; they begin in the folder where this is called.
 
     Args:
-        image: a name, or `sha256:...`, which is not looked up in a registry.
-        ranks: processes; as many as the recipe's `trainer.devices`.
+        container_image: a name, or `sha256:...`, which is not looked up in a registry.
+        ntasks_per_node: processes; as many as the recipe's `trainer.devices`.
         gpus: how many it sees; -1: all; None: none.
         volumes: `/data:/data`, `/data:/data:ro`.
         shm_size: shared memory, which NCCL and data workers use.
@@ -36,7 +36,7 @@ def docker(
     Raises:
         ConfigError: a volume's folder is not there, or a variable looks like a secret.
     """
-    secrets.refuse(env_vars)
+    secret_names.refuse(env_vars)
     for volume in volumes or []:
         folder = Path(volume.split(":")[0]).expanduser()
         if folder.is_absolute() and not folder.exists():
@@ -46,8 +46,8 @@ def docker(
     # A container's own name leads nowhere in the host's network, and torchrun would wait there.
     address = {"PET_LOCAL_ADDR": "127.0.0.1"} if network == "host" else {}
     return run.DockerExecutor(
-        container_image=image,
-        ntasks_per_node=ranks,
+        container_image=container_image,
+        ntasks_per_node=ntasks_per_node,
         num_gpus=gpus,
         volumes=mounts,
         shm_size=shm_size,
@@ -55,6 +55,6 @@ def docker(
         ipc_mode="host",
         network=network,
         packager=run.Packager(),
-        launcher="torchrun" if ranks > 1 else None,
+        launcher="torchrun" if ntasks_per_node > 1 else None,
         env_vars={**address, **(env_vars or {})},
     )

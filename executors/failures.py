@@ -11,7 +11,7 @@ from typing import Any
 
 import nemo_run as run
 
-from aligner.errors import REQUEUE, ConfigError
+from aligner.common.errors import REQUEUE, ConfigError
 
 
 class JobFailed(RuntimeError):
@@ -48,7 +48,7 @@ def state(said: Mapping[str, Any]) -> str:
     return str(said.get("status", "UNKNOWN")).rsplit(".", 1)[-1]
 
 
-def settled(experiment: run.Experiment, executor: run.Executor) -> Found:
+def wait_until_final(experiment: run.Experiment, executor: run.Executor) -> Found:
     """What is said of all stages once none can change: a job between two of its lives may look like one that ended."""
     unknown = 0
     while True:

@@ -16,11 +16,11 @@ from typing import Any
 import nemo_run as run
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
-from aligner.executors import accounting, checks, failures
-from aligner.executors.local import ended_with_us
-from aligner.executors.telling import tell
+from aligner.common.console import log
+from aligner.executors import checks, failures, sacct_shim
+from aligner.executors.local import terminate_children_on_signal
 
-LAUNCHED = "launched.json"
+SUCCEEDED = "succeeded.json"
 """In the folder of a stage that succeeded, or beside its file: which recipe did."""
 
 
@@ -47,20 +47,20 @@ def launch(
     """
     checks.not_in_a_job()
     stages = _wired(stages)
-    checks.recipes(name, stages, executor)
+    checks.check_recipes(name, stages, executor)
     left = _left(stages)
     for stage in stages.keys() - left.keys():
-        tell(f"stage {stage} has succeeded before: {folder_of(stages[stage])}")
+        log(f"stage {stage} has succeeded before: {folder_of(stages[stage])}")
     if not left:
         return ""
-    checks.place(executor, detach=detach)
+    checks.check_executor(executor, detach=detach)
     if isinstance(executor, run.SlurmExecutor):
-        accounting.have_answered(executor, detach=detach)
+        sacct_shim.ensure_sacct(executor, detach=detach)
         return _run(name, left, executor, detach=detach)
     identity = ""
     for stage, recipe in left.items():
         title = f"{name}_{stage}" if len(stages) > 1 else name
-        with ended_with_us() if isinstance(executor, run.LocalExecutor) else contextlib.nullcontext():
+        with terminate_children_on_signal() if isinstance(executor, run.LocalExecutor) else contextlib.nullcontext():
             identity = _run(title, {stage: recipe}, executor, detach=False)
     return identity
 
@@ -72,7 +72,7 @@ def dryrun(stages: Mapping[str, run.Partial], executor: run.Executor, *, name: s
         ConfigError: see `launch`.
     """
     stages = _wired(stages)
-    checks.recipes(name, stages, executor)
+    checks.check_recipes(name, stages, executor)
     with _experiment(name, stages, executor) as experiment:
         folder = Path(experiment._exp_dir)
         experiment.dryrun(log=not isinstance(executor, run.SlurmExecutor), delete_exp_dir=False)
@@ -80,9 +80,9 @@ def dryrun(stages: Mapping[str, run.Partial], executor: run.Executor, *, name: s
             print(script.read_text())
         shipped = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "code" not in p.parts)
         code = sum(p.is_file() for p in folder.glob("*/code/**/*"))
-        tell(f"files of the job: {', '.join(shipped)}; and {code} of the code")
+        log(f"files of the job: {', '.join(shipped)}; and {code} of the code")
         shutil.rmtree(folder)
-    checks.place(executor, detach=False)
+    checks.check_executor(executor, detach=False)
 
 
 def _run(name: str, stages: Mapping[str, run.Partial], executor: run.Executor, *, detach: bool) -> str:
@@ -95,7 +95,7 @@ def _run(name: str, stages: Mapping[str, run.Partial], executor: run.Executor, *
             raise
     if detach:
         return experiment._id
-    found = failures.settled(experiment, executor)
+    found = failures.wait_until_final(experiment, executor)
     for stage, recipe in stages.items():
         if failures.state(found[stage]) != "SUCCEEDED":
             raise failures.JobFailed(failures.report(stage, found, experiment, executor))
@@ -134,7 +134,7 @@ def _identity(recipe: run.Partial) -> str:
 def _note(recipe: run.Partial) -> Path:
     """The file that says which recipe made a stage's folder, or its file."""
     made = folder_of(recipe)
-    return made / LAUNCHED if made.is_dir() else made.with_name(f"{made.name}.{LAUNCHED}")
+    return made / SUCCEEDED if made.is_dir() else made.with_name(f"{made.name}.{SUCCEEDED}")
 
 
 def folder_of(recipe: run.Partial) -> Path:

@@ -12,33 +12,33 @@ from typing import Any, Optional
 import nemo_run as run
 import psutil
 
-from aligner import secrets
-from aligner.executors.telling import tell
+from aligner.common import secret_names
+from aligner.common.console import log
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 60.0
 """Seconds that processes are left for the step under way and a save. torchrun leaves its ranks 30."""
 
 
-def local(*, ranks: int = 1, env_vars: Optional[dict[str, str]] = None) -> run.LocalExecutor:
+def local(*, ntasks_per_node: int = 1, env_vars: Optional[dict[str, str]] = None) -> run.LocalExecutor:
     """Processes of this machine; several are started by torchrun.
 
     Args:
-        ranks: processes; as many as the recipe's `trainer.devices`.
+        ntasks_per_node: processes; as many as the recipe's `trainer.devices`.
         env_vars: further environment of the job.
     """
-    secrets.refuse(env_vars)
+    secret_names.refuse(env_vars)
     # NeMo-Run starts `torchrun` from PATH, which need not be the one beside this Python.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return run.LocalExecutor(
-        ntasks_per_node=ranks,
-        launcher="torchrun" if ranks > 1 else None,
+        ntasks_per_node=ntasks_per_node,
+        launcher="torchrun" if ntasks_per_node > 1 else None,
         env_vars={"PATH": path, "TORCHX_MAX_RETRIES": "0", **(env_vars or {})},
     )
 
 
 @contextlib.contextmanager
-def ended_with_us() -> Iterator[None]:
+def terminate_children_on_signal() -> Iterator[None]:
     """Within it, Ctrl-C or SIGTERM end the processes that were started, too; NeMo-Run would leave them behind.
 
     They are told once, so that they save, and killed if they are still there after `GRACE` seconds.
@@ -52,7 +52,7 @@ def ended_with_us() -> Iterator[None]:
     def end(number: int, _: Any) -> None:
         for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)
-        tell("ends its jobs, which save first")
+        log("ends its jobs, which save first")
         started = [process for process in us.children() if process.pid not in there]
         family = [*started, *(p for process in started for p in process.children(recursive=True))]
         for process in started:

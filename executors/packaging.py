@@ -6,8 +6,8 @@ from pathlib import Path
 
 import nemo_run as run
 
-from aligner.errors import ConfigError
-from aligner.executors.telling import tell
+from aligner.common.console import log
+from aligner.common.errors import ConfigError
 
 
 def code() -> tuple[run.Packager, dict[str, str]]:
@@ -20,7 +20,7 @@ def code() -> tuple[run.Packager, dict[str, str]]:
     changed = (_git("status", "--porcelain", "--untracked-files=no") or "").splitlines()
     new = (_git("ls-files", "--others", "--exclude-standard", "--full-name", "*.py") or "").splitlines()
     if new:
-        tell(f"not known to git, so not shipped: {_few(new)}; `git add` them if the job needs them")
+        log(f"not known to git, so not shipped: {_few(new)}; `git add` them if the job needs them")
     # A commit of the tree as it is, which no branch shows and the tree does not notice; empty if nothing changed.
     snapshot = _git("stash", "create", "nemo-align: what a job was shipped") if changed else None
     if changed and snapshot is None:
@@ -29,7 +29,7 @@ def code() -> tuple[run.Packager, dict[str, str]]:
             "(`git stash create` fails, as in the middle of a merge, or after `git add -N`); commit them"
         )
     if snapshot:
-        tell(f"shipped as they are, not as they were committed: {_few([line[3:] for line in changed])}")
+        log(f"shipped as they are, not as they were committed: {_few([line[3:] for line in changed])}")
     head = _git("rev-parse", "HEAD") or "HEAD"
     top = _git("rev-parse", "--show-toplevel") or "."
     shipped = run.GitArchivePackager(

@@ -19,7 +19,7 @@ from typing import Any
 import nemo_run as run
 import tomli
 
-from aligner.errors import ConfigError
+from aligner.common.errors import ConfigError
 from aligner.executors.docker import docker
 from aligner.executors.local import local
 from aligner.executors.slurm import slurm

@@ -10,8 +10,8 @@ from typing import Any, Optional
 
 import nemo_run as run
 
-from aligner import secrets
-from aligner.errors import REQUEUE, ConfigError
+from aligner.common import secret_names
+from aligner.common.errors import REQUEUE, ConfigError
 from aligner.executors import packaging
 
 PREEMPTED = (REQUEUE, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
@@ -42,16 +42,16 @@ def slurm(
     partition: Optional[str] = None,
     nodes: int = 1,
     gpus_per_node: Optional[int] = None,
-    ranks_per_node: Optional[int] = None,
+    ntasks_per_node: Optional[int] = None,
     time: str = "04:00:00",
-    warning: int = 120,
+    signal_delay_s: int = 120,
     retries: int = 20,
     exclusive: bool = True,
     exclude: Optional[str] = None,
     mem: Optional[str] = None,
     container_image: Optional[str] = None,
     container_mounts: Optional[list[str]] = None,
-    setup: Optional[list[str]] = None,
+    setup_lines: Optional[list[str]] = None,
     env_vars: Optional[dict[str, str]] = None,
     sbatch: Optional[dict[str, Any]] = None,
     ssh: Optional[str] = None,
@@ -59,9 +59,9 @@ def slurm(
     job_dir: Optional[str] = None,
     launcher: Optional[str] = None,
 ) -> run.SlurmExecutor:
-    """A job of `nodes` x `ranks_per_node` processes, each started by srun, which come back when they were preempted.
+    """A job of `nodes` x `ntasks_per_node` processes, each started by srun, which come back when they were preempted.
 
-    `warning` seconds before the time limit, and when it is preempted, the job is told to end; it saves, and is put back
+    `signal_delay_s` seconds before the time limit, and when it is preempted, the job is told to end; it saves, and is put back
     into the queue, at most `retries` times; so is a job whose node failed. One that ends with an error is not.
 
     Args:
@@ -69,16 +69,16 @@ def slurm(
         partition: where; None: the cluster's default.
         nodes: machines; as many as the recipe's `trainer.num_nodes`.
         gpus_per_node: of each; None where the cluster counts none.
-        ranks_per_node: processes on each, as many as `trainer.devices`; None: one for each GPU, or one.
+        ntasks_per_node: processes on each, as many as `trainer.devices`; None: one for each GPU, or one.
         time: limit of one job, `[D-]HH:MM:SS`; a longer run is several jobs.
-        warning: seconds for the last step and the save.
+        signal_delay_s: seconds for the last step and the save.
         retries: how often a job is put back.
         exclusive: whether it has its nodes for itself.
         exclude: nodes that it must not run on, `n3,n[7-9]`.
         mem: memory of a node, `64G`; "0": all.
-        container_image: for pyxis; None: no container, this Python or what `setup` activates.
+        container_image: for pyxis; None: no container, this Python or what `setup_lines` activates.
         container_mounts: `/data:/data`; without ssh the folder where this is called is mounted, too.
-        setup: lines of bash before the job, `module load ...`, `source venv/bin/activate`.
+        setup_lines: lines of bash before the job, `module load ...`, `source venv/bin/activate`.
         env_vars: environment of the job; none of them a secret (sbatch passes on what is exported here).
         sbatch: further flags, `{"qos": "high"}`.
         ssh: `user@host[:port]` of a login node; None: this machine is one.
@@ -90,8 +90,8 @@ def slurm(
     Raises:
         ConfigError: an argument is not as it must be.
     """
-    _check(time, warning, retries, ssh, job_dir, launcher)
-    ranks = ranks_per_node or gpus_per_node or 1
+    _check(time, signal_delay_s, retries, ssh, job_dir, launcher)
+    ranks = ntasks_per_node or gpus_per_node or 1
     executor = run.SlurmExecutor(
         account=account,
         partition=partition,
@@ -100,14 +100,14 @@ def slurm(
         gpus_per_node=gpus_per_node,
         time=time,
         # To the ranks, not to the script, which is to live on and put the job back.
-        signal=f"TERM@{warning}",
+        signal=f"TERM@{signal_delay_s}",
         exclusive=exclusive or None,
         exclude=exclude,
         mem=mem,
         container_image=container_image,
         additional_parameters={"overcommit": True, "kill_on_invalid_dep": "yes", **(sbatch or {})},
         tunnel=_tunnel(ssh, ssh_identity, job_dir),
-        **_surroundings(container_image, container_mounts, env_vars, setup, ssh, launcher),
+        **_surroundings(container_image, container_mounts, env_vars, setup_lines, ssh, launcher),
         launcher=launcher,
         poll_estimated_start_time=False,
     )
@@ -119,7 +119,7 @@ def _surroundings(
     image: str | None,
     container_mounts: list[str] | None,
     env_vars: dict[str, str] | None,
-    setup: list[str] | None,
+    setup_lines: list[str] | None,
     ssh: str | None,
     launcher: str | None,
 ) -> dict[str, Any]:
@@ -145,15 +145,17 @@ def _surroundings(
         # A rank that has saved and ended must not have srun kill the others, which are just about to: they have the
         # 60 s that NeMo-Run's `--wait` leaves them.
         "srun_args": ["--label", "--kill-on-bad-exit=0", *arguments],
-        "setup_lines": "\n".join([*lines, *(setup or [])]),
+        "setup_lines": "\n".join([*lines, *(setup_lines or [])]),
     }
 
 
-def _check(time: str, warning: int, retries: int, ssh: str | None, job_dir: str | None, launcher: str | None) -> None:
+def _check(
+    time: str, signal_delay_s: int, retries: int, ssh: str | None, job_dir: str | None, launcher: str | None
+) -> None:
     seconds = seconds_of(time)
-    if seconds <= warning:
+    if seconds <= signal_delay_s:
         raise ConfigError(
-            f"run.executor.warning: {warning} s before the end of a job of {time}; it would be told to end at once. "
+            f"run.executor.signal_delay_s: {signal_delay_s} s before the end of a job of {time}; it would be told to end at once. "
             "Lower it, or raise time"
         )
     if ssh is not None and job_dir is None:
@@ -185,12 +187,14 @@ def seconds_of(time: str) -> int:
 
 def _environment(env_vars: dict[str, str] | None) -> dict[str, str]:
     """Variables as NeMo-Run writes them into the script: in capitals and unquoted."""
-    secrets.refuse(env_vars)
+    secret_names.refuse(env_vars)
     for name, value in (env_vars or {}).items():
         if name != name.upper():
-            raise ConfigError(f"run.executor.env_vars: {name}, but NeMo-Run exports names in capitals only; use setup")
+            raise ConfigError(
+                f"run.executor.env_vars: {name}, but NeMo-Run exports names in capitals only; use setup_lines"
+            )
         if "\n" in str(value):
-            raise ConfigError(f"run.executor.env_vars: {name} has more than one line; use setup")
+            raise ConfigError(f"run.executor.env_vars: {name} has more than one line; use setup_lines")
     return {name: shlex.quote(str(value)) for name, value in (env_vars or {}).items()}
 
 

@@ -4,14 +4,14 @@
     recipe.loss.beta = 0.05
     run.run(recipe)
 
-One module a model, named as NeMo names it, with `NAME`, `model()` and a function a method (`dpo_recipe`, ...).
+`families` makes the functions of a model, `methods` says what each minimizes. One module a model, named as NeMo names it, with `NAME`, `model()` and a function a method (`dpo_recipe`, ...).
 On the command line they are the factories `<model>_<method>`: `nemo llm align --factory tiny_dpo`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from aligner import console
+from aligner.common import console
 
 if TYPE_CHECKING:
     from aligner.recipes import (
@@ -79,6 +79,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        console.hush()
+        console.silence_nemo()
         return import_module(f"aligner.recipes.{name}")
     raise AttributeError(f"there are no recipes for a model {name!r}; there are: {', '.join(__all__)}")

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Optional, Protocol, Union
 import nemo_run as run
 
 from aligner.api import align
-from aligner.pipeline import self_reward
-from aligner.recipes import methods, rounds
+from aligner.judge.self_rewarding import self_reward
+from aligner.recipes import methods, pipelines
 
 
 class Layout(NamedTuple):
@@ -66,11 +66,11 @@ class Align(Protocol):
         seq_length: int = ...,
         train: str = "train.jsonl",
         validation: Optional[str] = None,
-        start: str = ...,
+        init_from: str = ...,
     ) -> run.Partial: ...
 
 
-class Rounds(Protocol):
+class Pipeline(Protocol):
     """A recipe of `self_reward`."""
 
     def __call__(
@@ -83,10 +83,10 @@ class Rounds(Protocol):
         packed_sequence: bool = False,
         seq_length: int = ...,
         prompts: Union[str, list[str]] = "prompts.jsonl",
-        start: str = ...,
+        init_from: str = ...,
         iterations: int = ...,
-        samples: int = ...,
-        judgements: int = ...,
+        num_generations: int = ...,
+        num_judgments: int = ...,
         beta: Union[float, list[float]] = 0.1,
         length_control: Union[float, list[float]] = 0.0,
     ) -> run.Partial: ...
@@ -104,7 +104,7 @@ SAID = {
     "kto": "KTO of {title}, from pairs or single responses, one epoch in steps of 256.",
     "self_rewarding": "{title} answers, judges its answers and learns from them (arXiv 2401.10020), three rounds.",
     "meta_rewarding": "The same, and it learns to judge, too (arXiv 2407.19594): four rounds, seven answers, eleven "
-    "judgements of each.",
+    "judgments of each.",
 }
 
 
@@ -118,7 +118,7 @@ class _Model(NamedTuple):
     layout: Layout
     adapters: Layout
     seq_length: int
-    as_chat: bool
+    apply_chat_template: bool
 
 
 MODELS: dict[str, _Model] = {}
@@ -134,8 +134,8 @@ def recipes(
     layout: Layout,
     adapters: Layout,
     seq_length: int = 4096,
-    as_chat: bool = True,
-) -> tuple[Align, Align, Align, Align, Align, Rounds, Rounds]:
+    apply_chat_template: bool = True,
+) -> tuple[Align, Align, Align, Align, Align, Pipeline, Pipeline]:
     """The functions of a model's file, registered for the command line as `<name>_<method>`.
 
     First those of `align`, in the order of `ALIGN`, then self-rewarding and meta-rewarding.
@@ -148,16 +148,23 @@ def recipes(
         layout: of all weights.
         adapters: of LoRA and DoRA.
         seq_length: tokens of a row, at most.
-        as_chat: whether a string is read as a user's message and an assistant's.
+        apply_chat_template: whether a string is read as a user's message and an assistant's.
     """
     aligns = align_recipes(
-        name, title, model, source=source, layout=layout, adapters=adapters, seq_length=seq_length, as_chat=as_chat
+        name,
+        title,
+        model,
+        source=source,
+        layout=layout,
+        adapters=adapters,
+        seq_length=seq_length,
+        apply_chat_template=apply_chat_template,
     )
     about = MODELS[name]
     return (
         *aligns,
-        _rounds(about, "self_rewarding", iterations=3, samples=4, judgements=3),
-        _rounds(about, "meta_rewarding", iterations=4, samples=7, judgements=11),
+        _pipeline(about, "self_rewarding", iterations=3, num_generations=4, num_judgments=3),
+        _pipeline(about, "meta_rewarding", iterations=4, num_generations=7, num_judgments=11),
     )
 
 
@@ -170,13 +177,13 @@ def align_recipes(
     layout: Layout,
     adapters: Layout,
     seq_length: int = 4096,
-    as_chat: bool = True,
+    apply_chat_template: bool = True,
 ) -> Aligns:
     """The same of a model that Megatron cannot answer with: too large without pipelines, or with attention of its own.
 
     Its rounds can be put together of `generate_responses` with `engine=server` and the stages that follow it.
     """
-    about = MODELS[name] = _Model(name, title, model, source, layout, adapters, seq_length, as_chat)
+    about = MODELS[name] = _Model(name, title, model, source, layout, adapters, seq_length, apply_chat_template)
     sft, dpo, ipo, rpo, kto = (_align(about, method) for method in ALIGN)
     return sft, dpo, ipo, rpo, kto
 
@@ -194,12 +201,12 @@ def _align(about: _Model, method: str) -> Align:
         seq_length: int = about.seq_length,
         train: str = "train.jsonl",
         validation: Optional[str] = None,
-        start: str = about.source,
+        init_from: str = about.source,
     ) -> run.Partial:
         sizes = {"global_batch_size": 128, "lr": 5e-6} if method == "sft" else {}
         made = _recipe(
             about, dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, validation,
-            start, **sizes,
+            init_from, **sizes,
         )  # fmt: skip
         return getattr(methods, method)(made)
 
@@ -207,9 +214,9 @@ def _align(about: _Model, method: str) -> Align:
     return _registered(about, method, recipe, align, example)
 
 
-def _rounds(about: _Model, method: str, *, iterations: int, samples: int, judgements: int) -> Rounds:
+def _pipeline(about: _Model, method: str, *, iterations: int, num_generations: int, num_judgments: int) -> Pipeline:
     default = f"{about.name}_{method}"
-    iterations_, samples_, judgements_ = iterations, samples, judgements
+    iterations_, num_generations_, num_judgments_ = iterations, num_generations, num_judgments
 
     def recipe(
         dir: str = "runs",
@@ -218,49 +225,49 @@ def _rounds(about: _Model, method: str, *, iterations: int, samples: int, judgem
         num_gpus_per_node: int = about.layout.gpus,
         peft_scheme: Optional[str] = None,
         packed_sequence: bool = False,
-        # A judgement's prompt holds the question, the answer and the rules.
+        # A judgment's prompt holds the question, the answer and the rules.
         seq_length: int = max(2048, about.seq_length),
         prompts: Union[str, list[str]] = "prompts.jsonl",
-        start: str = about.source,
+        init_from: str = about.source,
         iterations: int = iterations_,
-        samples: int = samples_,
-        judgements: int = judgements_,
+        num_generations: int = num_generations_,
+        num_judgments: int = num_judgments_,
         beta: Union[float, list[float]] = 0.1,
         length_control: Union[float, list[float]] = 0.0,
     ) -> run.Partial:
-        def policy(*, dir: str, name: str, start: str, train: str) -> run.Partial:
+        def policy(*, dir: str, name: str, init_from: str, train: str) -> run.Partial:
             made = _recipe(
                 about, dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, None,
-                start, global_batch_size=64,
+                init_from, global_batch_size=64,
             )  # fmt: skip
             return methods.dpo(made)
 
         layout = about.layout if peft_scheme is None else about.adapters
         meta = method == "meta_rewarding"
-        return rounds.rounds(
+        return pipelines.pipeline(
             policy,
             functools.partial(
-                rounds.engine,
-                about.as_chat,
+                pipelines.engine,
+                about.apply_chat_template,
                 num_nodes or layout.nodes,
                 num_gpus_per_node,
                 layout.answering or layout.tensor,
             ),
             dir=dir,
             name=name,
-            start=start,
+            init_from=init_from,
             prompts=prompts,
             iterations=iterations,
-            select=rounds.best_against_worst(length_control, iterations, meta=meta),
-            judgements=judgements,
+            select=pipelines.best_against_worst(length_control, iterations, meta=meta),
+            num_judgments=num_judgments,
             meta=meta,
             beta=beta,
-            samples=samples,
+            num_generations=num_generations,
             temperature=0.7,
             top_p=0.9,
         )
 
-    example = f"nemo llm self-reward --factory {default} -y generate.samples=8"
+    example = f"nemo llm self-reward --factory {default} -y generate.num_generations=8"
     return _registered(about, method, recipe, self_reward, example)
 
 
@@ -285,7 +292,7 @@ def _recipe(
     seq_length: int,
     train: str,
     validation: str | None,
-    start: str,
+    init_from: str,
     *,
     lr: float = 9e-7,
     global_batch_size: int = 256,
@@ -294,10 +301,10 @@ def _recipe(
     # Adapters want about ten times the learning rate of a full run (docs/hyperparameters.md).
     lr = lr if peft_scheme is None else 10 * lr
     made = methods.recipe(
-        model=about.model(), start=start, train=train, validation=validation, dir=dir, name=name,
+        model=about.model(), init_from=init_from, train=train, validation=validation, dir=dir, name=name,
         num_nodes=num_nodes or layout.nodes, num_gpus_per_node=num_gpus_per_node, peft_scheme=peft_scheme,
         packed_sequence=packed_sequence, seq_length=seq_length, lr=lr, min_lr=lr, global_batch_size=global_batch_size,
-        as_chat=about.as_chat,
+        apply_chat_template=about.apply_chat_template,
     )  # fmt: skip
     layout.apply(made)
     return made

@@ -43,6 +43,6 @@ ALL = families.recipes(
     source="GPT-2B-001_bf16_tp1.nemo",
     layout=Layout(),
     adapters=Layout(),
-    as_chat=False,
+    apply_chat_template=False,
 )
 sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL

@@ -4,14 +4,15 @@ from typing import Optional
 
 import nemo_run as run
 
-from aligner import losses, unpaired
+from aligner import losses
 from aligner.api import align
+from aligner.losses import unpaired
 
 
 def recipe(
     *,
     model: run.Config,
-    start: str | run.Partial | None,
+    init_from: str | run.Partial | None,
     train: str | run.Partial,
     validation: str | run.Partial | None,
     dir: str,
@@ -30,25 +31,25 @@ def recipe(
     lr: float = 9e-7,
     min_lr: float = 9e-7,
     warmup_steps: int = 10,
-    as_chat: bool = False,
+    apply_chat_template: bool = False,
 ) -> run.Partial:
     """A run of a model, with the objective still to be said.
 
-    `packed_sequence` fills micro-batches by tokens (`aligner.cutting`). `start` is a checkpoint, a Hugging Face
+    `packed_sequence` fills micro-batches by tokens (`aligner.data.microbatches`). `init_from` is a checkpoint, a Hugging Face
     folder, `hf://name`, or the recipe of a stage that makes one. The defaults are those of NVIDIA's guide
     (docs/hyperparameters.md).
     """
-    from aligner.checkpoints import Resume
-    from aligner.data import AlignDataModule
-    from aligner.limits import Limits
+    from aligner.checkpoint.resume import Resume
+    from aligner.data.module import AlignDataModule
+    from aligner.train.limits import Limits
 
     resume = run.Config(Resume)
-    if isinstance(start, run.Partial):
-        resume.start_from = start
-    elif start is not None:
+    if isinstance(init_from, run.Partial):
+        resume.init_stage = init_from
+    elif init_from is not None:
         from nemo.lightning import RestoreConfig
 
-        resume.restore_config = run.Config(RestoreConfig, path=start)
+        resume.restore_config = run.Config(RestoreConfig, path=init_from)
     return run.Partial(
         align,
         model=model,
@@ -59,7 +60,7 @@ def recipe(
             seq_length=seq_length,
             micro_batch_size=micro_batch_size,
             global_batch_size=global_batch_size,
-            as_chat=as_chat,
+            apply_chat_template=apply_chat_template,
             batching="packed" if packed_sequence else "padded",
         ),
         trainer=trainer(
@@ -97,15 +98,15 @@ def kto(recipe: run.Partial) -> run.Partial:
 
 
 def _preference(recipe: run.Partial, loss: run.Partial) -> run.Partial:
-    from aligner.reference import Cached
+    from aligner.model.reference import CachedReference
 
-    recipe.loss, recipe.reference = loss, run.Config(Cached)
+    recipe.loss, recipe.reference = loss, run.Config(CachedReference)
     return recipe
 
 
 def sft(recipe: run.Partial) -> run.Partial:
     """Supervised fine-tuning on demonstrations: the response's negative log-likelihood per token."""
-    recipe.preference_weight, recipe.sft_weight = 0.0, 1.0
+    recipe.preference_loss_weight, recipe.sft_loss_weight = 0.0, 1.0
     return recipe
 
 
@@ -138,7 +139,7 @@ def trainer(
     """
     from nemo import lightning as nl
 
-    from aligner import hardware
+    from aligner.backend import hardware
 
     strategy = run.Config(
         nl.MegatronStrategy,
@@ -155,7 +156,7 @@ def trainer(
         devices=num_gpus_per_node,
         num_nodes=num_nodes,
         strategy=strategy,
-        plugins=run.Config(hardware.precision),
+        plugins=run.Config(hardware.precision_plugin),
         max_steps=max_steps,
         max_epochs=max_epochs,
         val_check_interval=validate_every,
@@ -170,9 +171,9 @@ def log(dir: str, name: str, *, save_every: int) -> run.Config:
     """Where the run lives; the newest checkpoint is kept, so that any run can go on."""
     from nemo import lightning as nl
 
-    from aligner.saving import Checkpoint
+    from aligner.callbacks.checkpointing import CheckpointCallback
 
-    checkpoint = run.Config(Checkpoint, every_n_train_steps=save_every, save_top_k=1)
+    checkpoint = run.Config(CheckpointCallback, every_n_train_steps=save_every, save_top_k=1)
     return run.Config(nl.NeMoLogger, log_dir=dir, name=name, use_datetime_version=False, ckpt=checkpoint)
 
 
@@ -180,11 +181,11 @@ def adam(lr: float, *, min_lr: float, warmup_steps: int, max_steps: int) -> run.
     """Megatron's Adam under a cosine that falls to `min_lr` after a linear warm-up."""
     from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule
 
-    from aligner import hardware
+    from aligner.backend import hardware
 
     return run.Config(
         MegatronOptimizerModule,
-        config=run.Config(hardware.optimizer, lr=lr),
+        config=run.Config(hardware.optimizer_config, lr=lr),
         lr_scheduler=run.Config(
             CosineAnnealingScheduler,
             max_steps=max_steps,

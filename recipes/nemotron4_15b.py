@@ -20,6 +20,6 @@ ALL = families.recipes(
     source="hf://thhaus/nemotron4-15b-base-hf",
     layout=Layout(tensor=4),
     adapters=Layout(tensor=2),
-    as_chat=False,
+    apply_chat_template=False,
 )
 sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL

@@ -20,6 +20,6 @@ ALL = families.align_recipes(
     source="hf://mgoin/Nemotron-4-340B-Base-hf",
     layout=Layout(nodes=24, tensor=8, pipeline=12, recompute=True),
     adapters=Layout(nodes=4, tensor=8, pipeline=4, recompute=True),
-    as_chat=False,
+    apply_chat_template=False,
 )
 sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe = ALL

@@ -6,9 +6,10 @@ from typing import Any
 
 import nemo_run as run
 
-from aligner import toy, verifiers
-from aligner.judge import Verifier
-from aligner.recipes import methods, rounds
+from aligner.demo import toy
+from aligner.judge import verifiers
+from aligner.judge.judges import Verifier
+from aligner.recipes import methods, pipelines
 
 
 def pipeline(
@@ -21,7 +22,7 @@ def pipeline(
     packed_sequence: bool,
     seq_length: int,
     prompts: str | None,
-    start: str | None,
+    init_from: str | None,
     *,
     beta: float | list[float] | None = None,
     method: Callable[[run.Partial], run.Partial] = methods.dpo,
@@ -29,12 +30,12 @@ def pipeline(
 ) -> run.Partial:
     """Rounds of a model on sums, with a calculator as the judge; `policy` makes its recipes."""
     sizes = num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length
-    return rounds.rounds(
+    return pipelines.pipeline(
         functools.partial(_round, policy, sizes, method),
         functools.partial(_engine, num_nodes, num_gpus_per_node),
         dir=dir,
         name=name,
-        start=start or _careless(policy, f"{dir}/{name}", "start", sizes),
+        init_from=init_from or _careless(policy, f"{dir}/{name}", "start", sizes),
         prompts=prompts or run.Partial(toy.prompts, dir=f"{dir}/data", split="train"),
         held_out=run.Partial(toy.prompts, dir=f"{dir}/data", split="validation"),
         judge=run.Config(Verifier, function=run.Partial(verifiers.exact_match)),
@@ -45,16 +46,20 @@ def pipeline(
 
 
 def _engine(num_nodes: int, num_gpus_per_node: int, checkpoint: str) -> run.Config:
-    from aligner.inference import Megatron
+    from aligner.generate.megatron_engine import MegatronEngine
 
-    return run.Config(Megatron, checkpoint=checkpoint, batch_size=64, devices=num_gpus_per_node, num_nodes=num_nodes)
+    return run.Config(
+        MegatronEngine, checkpoint=checkpoint, batch_size=64, devices=num_gpus_per_node, num_nodes=num_nodes
+    )
 
 
 def _careless(policy: Callable[..., run.Partial], dir: str, name: str, sizes: tuple[Any, ...]) -> run.Partial:
     """400 steps on sums in which the carry is mostly forgotten."""
     data = run.Partial(toy.arithmetic, dir=f"{dir}/data", split="careless", rows=4096)
     nodes, gpus, _, packed, length = sizes
-    recipe = methods.sft(policy(dir, name, nodes, gpus, None, packed, length, start=None, train=data, validation=None))
+    recipe = methods.sft(
+        policy(dir, name, nodes, gpus, None, packed, length, init_from=None, train=data, validation=None)
+    )
     recipe.trainer.max_steps = recipe.optim.lr_scheduler.max_steps = 400
     return recipe
 
@@ -66,12 +71,12 @@ def _round(
     *,
     dir: str,
     name: str,
-    start: str,
+    init_from: str,
     train: str,
 ) -> run.Partial:
     """A round's training: some hundred rows, several times, and held to its chosen answers."""
-    recipe = method(policy(dir, name, *sizes, start=start, train=train, validation=None))
-    recipe.sft_weight = 1.0
+    recipe = method(policy(dir, name, *sizes, init_from=init_from, train=train, validation=None))
+    recipe.sft_loss_weight = 1.0
     recipe.trainer.max_steps = recipe.optim.lr_scheduler.max_steps = 40
     recipe.optim.config.lr, recipe.optim.lr_scheduler.min_lr = 4e-4, 4e-5
     return recipe

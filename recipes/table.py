@@ -4,7 +4,8 @@ from typing import Any
 
 import fiddle as fdl
 
-from aligner import anatomy, recipes, size, sizing
+from aligner import recipes
+from aligner.estimate import memory, parameters, recipe_plan, step_time
 from aligner.recipes import families
 
 HEAD = """# Models
@@ -12,7 +13,7 @@ HEAD = """# Models
 A page made from the recipes by `python -m aligner.recipes.table`. Each model has the recipes `sft`, `dpo`, `ipo`,
 `rpo` and `kto`, and most `self_rewarding` and `meta_rewarding` (not Gemma, whose attention our Megatron engine does not
 know, nor the three that are too large for it): `recipes.llama3_8b.dpo_recipe()`, and on the command line
-`nemo llm align --factory llama3_8b_dpo`. A recipe starts from the Hugging Face weights named here unless `start` names
+`nemo llm align --factory llama3_8b_dpo`. A recipe starts from the Hugging Face weights named here unless `init_from` names
 others, and takes over sizes from them, so that it serves other models of its architecture, too.
 
 "Checked" is what our tests do on a CPU with a small random model of the architecture: imported, its log-probabilities
@@ -48,9 +49,9 @@ def page() -> str:
 
 
 def _size(recipe: Any) -> str:
-    model, plan = anatomy.of(recipe.model.config), size.plan_of(recipe, half=True)
-    seconds = sizing.step_seconds(model, plan, sizing.GPUS["h100"], mfu=0.4, length=1024, epochs=1)
-    return f"{sizing.total(model, plan) / 1e9:.0f} | {seconds:.3g}"
+    model, plan = parameters.model_shape(recipe.model.config), recipe_plan.plan_of(recipe, half=True)
+    seconds = step_time.step_seconds(model, plan, memory.GPUS["h100"], mfu=0.4, length=1024, epochs=1)
+    return f"{memory.total(model, plan) / 1e9:.0f} | {seconds:.3g}"
 
 
 if __name__ == "__main__":

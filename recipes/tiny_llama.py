@@ -1,6 +1,6 @@
 """A Llama of a million parameters on sums: the demo, and what the tests train.
 
-The preference recipes start from `sft_recipe`'s checkpoint, and train that first if `start` does not name another.
+The preference recipes start from `sft_recipe`'s checkpoint, and train that first if `init_from` does not name another.
 Both stages together take about a minute on two CPU cores.
 """
 
@@ -8,10 +8,10 @@ from typing import Any, Optional, Union
 
 import nemo_run as run
 
-from aligner import toy
 from aligner.api import align
-from aligner.pipeline import self_reward
-from aligner.recipes import methods, rounds, sums
+from aligner.demo import toy
+from aligner.judge.self_rewarding import self_reward
+from aligner.recipes import methods, pipelines, sums
 
 NAME = "tiny_llama"
 
@@ -44,18 +44,18 @@ def sft_recipe(
     seq_length: int = 64,
     train: Optional[str] = None,
     validation: Optional[str] = None,
-    start: Optional[str] = None,
+    init_from: Optional[str] = None,
 ) -> run.Partial:
     """Teach the tiny model what answers look like: 200 steps on sums that are right every other time.
 
-    From random weights, or from `start`, which adapters (`peft_scheme="lora"`) need.
+    From random weights, or from `init_from`, which adapters (`peft_scheme="lora"`) need.
 
     CLI: `nemo llm align --factory tiny_sft`
     """
     return methods.sft(
         _recipe(
             dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length,
-            start=start,
+            init_from=init_from,
             train=train or run.Partial(toy.arithmetic, dir=f"{dir}/data", split="demonstrations", rows=4096),
             validation=validation,
         )
@@ -73,7 +73,7 @@ def dpo_recipe(
     seq_length: int = 64,
     train: Optional[str] = None,
     validation: Optional[str] = None,
-    start: Optional[str] = None,
+    init_from: Optional[str] = None,
 ) -> run.Partial:
     """Teach the tiny model to prefer right sums: DPO, 200 steps, held-out sums for validation.
 
@@ -85,7 +85,16 @@ def dpo_recipe(
     """
     return methods.dpo(
         _preference(
-            dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, validation, start
+            dir,
+            name,
+            num_nodes,
+            num_gpus_per_node,
+            peft_scheme,
+            packed_sequence,
+            seq_length,
+            train,
+            validation,
+            init_from,
         )
     )
 
@@ -101,7 +110,7 @@ def ipo_recipe(
     seq_length: int = 64,
     train: Optional[str] = None,
     validation: Optional[str] = None,
-    start: Optional[str] = None,
+    init_from: Optional[str] = None,
 ) -> run.Partial:
     """The same by IPO.
 
@@ -109,7 +118,16 @@ def ipo_recipe(
     """
     return methods.ipo(
         _preference(
-            dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, validation, start
+            dir,
+            name,
+            num_nodes,
+            num_gpus_per_node,
+            peft_scheme,
+            packed_sequence,
+            seq_length,
+            train,
+            validation,
+            init_from,
         )
     )
 
@@ -125,7 +143,7 @@ def rpo_recipe(
     seq_length: int = 64,
     train: Optional[str] = None,
     validation: Optional[str] = None,
-    start: Optional[str] = None,
+    init_from: Optional[str] = None,
 ) -> run.Partial:
     """The same by RPO: the further off an answer, the lower its reward.
 
@@ -133,7 +151,16 @@ def rpo_recipe(
     """
     return methods.rpo(
         _preference(
-            dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, validation, start
+            dir,
+            name,
+            num_nodes,
+            num_gpus_per_node,
+            peft_scheme,
+            packed_sequence,
+            seq_length,
+            train,
+            validation,
+            init_from,
         )
     )
 
@@ -149,7 +176,7 @@ def kto_recipe(
     seq_length: int = 64,
     train: Optional[str] = None,
     validation: Optional[str] = None,
-    start: Optional[str] = None,
+    init_from: Optional[str] = None,
 ) -> run.Partial:
     """The same by KTO, each pair as two single answers.
 
@@ -157,7 +184,16 @@ def kto_recipe(
     """
     return methods.kto(
         _preference(
-            dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, train, validation, start
+            dir,
+            name,
+            num_nodes,
+            num_gpus_per_node,
+            peft_scheme,
+            packed_sequence,
+            seq_length,
+            train,
+            validation,
+            init_from,
         )
     )
 
@@ -172,23 +208,23 @@ def self_rewarding_recipe(
     packed_sequence: bool = False,
     seq_length: int = 64,
     prompts: Optional[str] = None,
-    start: Optional[str] = None,
+    init_from: Optional[str] = None,
     iterations: int = 3,
-    samples: int = 8,
+    num_generations: int = 8,
     beta: Union[float, list[float]] = 0.1,
     length_control: Union[float, list[float]] = 0.0,
 ) -> run.Partial:
     """Sums answered, checked and learned from, over and over; what is right is known, so one sees whether it works.
 
     It starts from a model that mostly forgets the carry. None of this size can judge: a calculator does
-    (`aligner.verifiers.exact_match`). `score.json` of an iteration is the share of held-out sums that come out right.
+    (`aligner.judge.verifiers.exact_match`). `score.json` of an iteration is the share of held-out sums that come out right.
 
-    CLI: `nemo llm self-reward --factory tiny_self_rewarding generate.samples=4 align.loss.beta=0.2`
+    CLI: `nemo llm self-reward --factory tiny_self_rewarding generate.num_generations=4 align.loss.beta=0.2`
     """
-    return _rounds(
-        dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, prompts, start,
-        iterations=iterations, samples=samples, beta=beta,
-        select=rounds.best_against_worst(length_control, iterations, high=1.0),
+    return _pipeline(
+        dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, prompts, init_from,
+        iterations=iterations, num_generations=num_generations, beta=beta,
+        select=pipelines.best_against_worst(length_control, iterations, max_score=1.0),
     )  # fmt: skip
 
 
@@ -202,7 +238,7 @@ def spin_recipe(
     packed_sequence: bool = False,
     seq_length: int = 64,
     prompts: Optional[str] = None,
-    start: Optional[str] = None,
+    init_from: Optional[str] = None,
     iterations: int = 3,
     beta: Union[float, list[float]] = 0.1,
 ) -> run.Partial:
@@ -210,9 +246,9 @@ def spin_recipe(
 
     CLI: `nemo llm self-reward --factory tiny_spin`
     """
-    return _rounds(
-        dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, prompts, start,
-        iterations=iterations, samples=2, beta=beta, judged=False, select=rounds.given_against_own,
+    return _pipeline(
+        dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, prompts, init_from,
+        iterations=iterations, num_generations=2, beta=beta, judged=False, select=pipelines.given_against_own,
     )  # fmt: skip
 
 
@@ -226,21 +262,21 @@ def rejection_sampling_recipe(
     packed_sequence: bool = False,
     seq_length: int = 64,
     prompts: Optional[str] = None,
-    start: Optional[str] = None,
+    init_from: Optional[str] = None,
     iterations: int = 1,
-    samples: int = 8,
+    num_generations: int = 8,
 ) -> run.Partial:
     """The best of eight answers to every sum, then supervised fine-tuning on them.
 
     CLI: `nemo llm self-reward --factory tiny_rejection_sampling`
     """
-    return _rounds(
-        dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, prompts, start,
-        iterations=iterations, samples=samples, select=rounds.best_alone, method=methods.sft,
+    return _pipeline(
+        dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length, prompts, init_from,
+        iterations=iterations, num_generations=num_generations, select=pipelines.best_alone, method=methods.sft,
     )  # fmt: skip
 
 
-def _rounds(*arguments: Any, **settings: Any) -> run.Partial:
+def _pipeline(*arguments: Any, **settings: Any) -> run.Partial:
     return sums.pipeline(_recipe, *arguments, **settings)
 
 
@@ -254,12 +290,12 @@ def _preference(
     seq_length: int,
     train: str | None,
     validation: str | None,
-    start: str | None,
+    init_from: str | None,
 ) -> run.Partial:
     made = run.Partial(toy.arithmetic, dir=f"{dir}/data", split="validation", rows=256)
     return _recipe(
         dir, name, num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length,
-        start=start or sft_recipe(dir, f"{name}_sft", num_nodes, num_gpus_per_node, None, packed_sequence, seq_length),
+        init_from=init_from or sft_recipe(dir, f"{name}_sft", num_nodes, num_gpus_per_node, None, packed_sequence, seq_length),
         train=train or run.Partial(toy.arithmetic, dir=f"{dir}/data", split="train", rows=4096),
         validation=validation or (None if train else made),
     )  # fmt: skip
@@ -274,12 +310,12 @@ def _recipe(
     packed_sequence: bool,
     seq_length: int,
     *,
-    start: str | run.Partial | None,
+    init_from: str | run.Partial | None,
     train: str | run.Partial,
     validation: str | run.Partial | None,
 ) -> run.Partial:
     return methods.recipe(
-        model=model(), start=start, train=train, validation=validation, dir=dir, name=name, num_nodes=num_nodes,
+        model=model(), init_from=init_from, train=train, validation=validation, dir=dir, name=name, num_nodes=num_nodes,
         num_gpus_per_node=num_gpus_per_node, peft_scheme=peft_scheme, packed_sequence=packed_sequence,
         seq_length=seq_length, micro_batch_size=32, global_batch_size=64, max_steps=200, max_epochs=-1,
         validate_every=50, save_every=50, lr=1e-3, min_lr=1e-4, warmup_steps=10,

@@ -20,10 +20,10 @@ os.environ["NEMORUN_HOME"] = tempfile.mkdtemp(prefix="nemorun-")
 LONGEST = (
     "slurm",
     "docs",
-    "parallelism",
+    "ranks",
     "notebooks",
     "docker",
-    "pipeline",
+    "self_rewarding",
     "generation",
     "layouts",
     "kill",
@@ -31,8 +31,10 @@ LONGEST = (
     "resume",
     "packed",
     "launch",
-    "cli",
-    "verify",
+    "commands",
+    "verify_resume",
+    "architectures",
+    "checkpointing",
 )
 """Files of tests that take minutes, begun first, so that two workers end together."""
 
@@ -69,7 +71,7 @@ def make_tiny(tmp_path: Path) -> Callable[..., Any]:
             validation=str(valid) if valid else None,
             **options,
         )
-        made.resume.start_from = None
+        made.resume.init_stage = None
         made.model.config.num_layers = 2
         made.model.config.hidden_size = 64
         made.model.config.ffn_hidden_size = 96

@@ -18,8 +18,10 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from aligner import claim, losses, toy
-from aligner.errors import CheckpointError
+from aligner import losses
+from aligner.common.errors import CheckpointError
+from aligner.demo import toy
+from aligner.train import run_lock
 
 HEADS, GROUPS, HIDDEN, FFN, VOCAB = 4, 2, 64, 96, 96
 
@@ -155,7 +157,7 @@ def differ(a: Path, b: Path) -> float:
 
 def save_llama(path: Path, **options: Any) -> None:
     """A small random Hugging Face Llama with grouped queries and the demo's tokenizer, in a folder."""
-    AutoTokenizer.from_pretrained(toy.ASSETS / "tiny_tokenizer").save_pretrained(path)
+    AutoTokenizer.from_pretrained(toy.TOKENIZER).save_pretrained(path)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=85, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -193,7 +195,7 @@ class Intrude(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         try:
-            with claim.claimed(Path(trainer.loggers[0].log_dir or "").parent):
+            with run_lock.locked(Path(trainer.loggers[0].log_dir or "").parent):
                 pass
         except CheckpointError as error:
             Intrude.refused += re.findall("another job is at work", str(error))

@@ -17,7 +17,7 @@ TIME_LIMIT = 300
 
 EACH = """
 import json, os, sys
-import aligner.cli, aligner.engine, nemo.collections.llm
+import aligner.cli.commands, aligner.train.training_run, nemo.collections.llm
 for i, words in enumerate(json.loads(sys.argv[1])):
     child = os.fork()
     if not child:
@@ -47,7 +47,7 @@ def nemo_each(commands: list[list[str]], folder: Path) -> list[tuple[int, str, s
 FORKED = """
 import json, os, socket, sys, traceback
 import fiddle as fdl
-import aligner.engine, nemo.collections.llm, nemo.lightning.io
+import aligner.train.training_run, nemo.collections.llm, nemo.lightning.io
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
 def rank_of(job, rank, ranks, port):

@@ -24,11 +24,11 @@ def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def read_rows(path: Any) -> list[Any]:
     """The rows of a file, checked as a run checks them."""
-    from aligner import sources
-    from aligner.cache import check_rows
-    from aligner.rows import parse_line
+    from aligner.data import sources
+    from aligner.data.rows import parse_line
+    from aligner.data.token_cache import check_rows
 
-    (part,) = sources.parts(str(path), "data.train")
+    (part,) = sources.resolve_files(str(path), "data.train")
     check_rows(part.path, Path(tempfile.mkdtemp()))
     chunks = sources.chunks(part.path)
     return [row for chunk in chunks for text, source in chunk.texts() for row in parse_line(text, source)]

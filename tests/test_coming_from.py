@@ -19,7 +19,7 @@ BEFORE = {
     "loss.undesirable_weight": "loss=kto",
     "log.wandb.": "log.wandb=wandb",
     "peft.": "peft=lora",
-    "reference.": "reference=moving",
+    "reference.": "reference=synced",
 }
 """What must be set for a path to be there."""
 FILES = {
@@ -70,15 +70,16 @@ def walk(at: Any, path: str) -> None:
 
 def prepared(recipe: Any, path: str) -> Any:
     """The recipe once that is set without which there is no such path."""
-    from aligner.context import override
+    from aligner.cli.overrides import override
 
     return override(recipe, [setting for start, setting in BEFORE.items() if path.startswith(start)])
 
 
 @pytest.mark.parametrize("page", ["from_nemo_aligner.md", "from_trl.md"])
 def test_every_place_in_align_can_be_set(page: str) -> None:
-    from aligner import cli, recipes  # noqa: F401 - registers what losses and adapters are called
-    from aligner.context import override
+    from aligner import recipes
+    from aligner.cli import commands  # noqa: F401 - registers what losses and adapters are called
+    from aligner.cli.overrides import override
 
     rows = [row for heading, rows in tables(page).items() if heading != "gpt_self_rewarding.yaml" for row in rows]
     places = {place for row in rows if len(row) > 1 for place in named(row[1])}
@@ -99,8 +100,9 @@ def test_every_place_in_align_can_be_set(page: str) -> None:
 
 
 def test_every_place_in_self_reward_can_be_set() -> None:
-    from aligner import cli, recipes  # noqa: F401 - as above
-    from aligner.rounds_context import STAGES
+    from aligner import recipes
+    from aligner.cli import commands  # noqa: F401 - as above
+    from aligner.cli.stage_contexts import STAGES
 
     rows = tables("from_nemo_aligner.md")["gpt_self_rewarding.yaml"]
     places = {place for row in rows for place in named(row[1])}
@@ -116,7 +118,7 @@ def test_every_place_in_self_reward_can_be_set() -> None:
         if stage not in STAGES:
             assert place == "--factory llama3_8b_meta_rewarding"
             continue
-        part: Any = getattr(meta.rounds[0], stage)
+        part: Any = getattr(meta.iterations[0], stage)
         part = part.judge if stage == "judge" else part
         walk(prepared(part, rest) if stage == "align" else part, rest)
         counted += 1

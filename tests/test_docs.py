@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from launching import nemo_each
 
-from aligner.watching import read_metrics
+from aligner.common.run_folder import read_metrics
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,13 +36,14 @@ def test_every_align_command_in_the_docs_is_understood(
     """Parsed by the very code of the command line, up to the point where the job would start."""
     import nemo_run as run
 
-    from aligner import cli, executors  # noqa: F401 - registers factories
+    from aligner import executors  # noqa: F401 - registers factories
     from aligner.api import align
-    from aligner.context import AlignContext
+    from aligner.cli import commands  # noqa: F401 - registers factories
+    from aligner.cli.context import RecipeContext
 
     monkeypatch.chdir(tmp_path)
     arguments = words[3:]
-    context = AlignContext(name="align")
+    context = RecipeContext(name="align")
     if "--factory" in arguments:
         context.factory = arguments[arguments.index("--factory") + 1]
     overrides = [word for word in arguments if re.match(r"[a-z_.]+=", word) and not word.startswith("run.")]
@@ -62,13 +63,13 @@ def test_every_align_command_in_the_docs_is_understood(
 
 @pytest.mark.parametrize("words", [w for _, w in commands() if w[2:3] == ["self-reward"]], ids=str)
 def test_every_self_reward_command_in_the_docs_is_understood(words: list[str]) -> None:
-    from aligner import cli  # noqa: F401 - registers factories
-    from aligner.pipeline import self_reward
-    from aligner.rounds_context import RoundsContext
+    from aligner.cli import commands  # noqa: F401 - registers factories
+    from aligner.cli.stage_contexts import PipelineContext
+    from aligner.judge.self_rewarding import self_reward
 
-    context = RoundsContext(name="self-reward", factory=words[words.index("--factory") + 1])
+    context = PipelineContext(name="self-reward", factory=words[words.index("--factory") + 1])
     settings = [word for word in words if re.match(r"[a-z_.0-9\[\]]+=", word) and not word.startswith("run.")]
-    assert context.parse_fn(self_reward, settings).rounds
+    assert context.parse_fn(self_reward, settings).iterations
 
 
 def test_the_site_is_made_without_a_broken_link(tmp_path: Path) -> None:
@@ -152,16 +153,16 @@ def test_rounds_of_the_docs_are_understood(demo: tuple[Path, str]) -> None:
     folder, _ = demo
     (folder / "prompts.jsonl").write_text('{"prompt": "1+1="}\n{"prompt": "2+2="}\n')
     asked = [words for _, words in commands() if words[2:3] in (["generate-responses"], ["judge-responses"])]
-    rounds = [
+    iterations = [
         [*words, "--dryrun"] for _, words in commands() if words[2:3] == ["self-reward"] and "tiny_" in " ".join(words)
     ]
-    assert len(asked) == 2 and rounds
-    (made, *_), (judged, *_), *shown = nemo_each([words[1:] for words in [*asked, *rounds]], folder)
+    assert len(asked) == 2 and iterations
+    (made, *_), (judged, *_), *shown = nemo_each([words[1:] for words in [*asked, *iterations]], folder)
     assert made == 0 and len((folder / "candidates.jsonl").read_text().splitlines()) == 8
     assert judged == 1
     for code, said, errors in shown:
         assert code == 0, errors[-3000:]
-        assert "rounds" in said
+        assert "iterations" in said
     (block,) = [b for page, b in blocks("python") if page == "self_rewarding.md"]
     held: dict[str, object] = {}
     exec(block, held)
@@ -174,7 +175,7 @@ def test_packs_of_the_docs_are_made_as_their_run_wants_them() -> None:
     (words,) = [w for page, w in commands() if page == "data.md" and w[2] == "pack-preferences"]
     given = dict(word.split("=", 1) for word in words[4:])
     data = smollm2_135m.dpo_recipe().data
-    assert (given["as_chat"], given["seq_length"]) == (str(data.as_chat), str(data.seq_length))
+    assert (given["apply_chat_template"], given["seq_length"]) == (str(data.apply_chat_template), str(data.seq_length))
 
 
 def test_files_that_the_docs_link_to_are_there() -> None:

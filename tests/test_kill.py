@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
-from aligner import checkpoints
-from aligner.watching import read_metrics
+from aligner.checkpoint import folders
+from aligner.common.run_folder import read_metrics
 
 STEPS = 60
 COMMAND = [
-    str(Path(sys.executable).parent / "nemo"), "llm", "align", "--factory", "tiny_dpo", "-y", "resume.start_from=None",
+    str(Path(sys.executable).parent / "nemo"), "llm", "align", "--factory", "tiny_dpo", "-y", "resume.init_stage=None",
     f"trainer.max_steps={STEPS}", "log.ckpt.every_n_train_steps=10", "trainer.val_check_interval=20",
     "data.global_batch_size=8", "data.micro_batch_size=8", "model.config.num_layers=2",
 ]  # fmt: skip
@@ -38,7 +38,7 @@ def kill_when(ready: Callable[[Path], bool], cwd: Path) -> None:
 
 
 def whole(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("step=*") if path.is_dir() and not checkpoints.is_unfinished(path)]
+    return [path for path in folder.glob("step=*") if path.is_dir() and not folders.is_unfinished(path)]
 
 
 def writing(folder: Path) -> bool:
@@ -50,9 +50,9 @@ def writing(folder: Path) -> bool:
 def test_a_run_killed_while_it_saves_goes_on_from_its_newest_whole_checkpoint(tmp_path: Path) -> None:
     kill_when(writing, tmp_path)
     run = tmp_path / "runs/tiny_dpo"
-    left = checkpoints.newest(run)
+    left = folders.latest_checkpoint(run)
     assert left is not None
-    step = checkpoints.step_of(left)
+    step = folders.step_of(left)
     assert 10 <= step < STEPS
 
     again = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True, timeout=200)
@@ -61,19 +61,19 @@ def test_a_run_killed_while_it_saves_goes_on_from_its_newest_whole_checkpoint(tm
     assert f"step {STEPS}" in again.stdout
     trained = [row["step"] for row in read_metrics(run / "metrics.csv") if "train/loss" in row]
     assert trained == list(range(STEPS))
-    assert checkpoints.step_of(checkpoints.newest(run)) == STEPS  # type: ignore[arg-type]
+    assert folders.step_of(folders.latest_checkpoint(run)) == STEPS  # type: ignore[arg-type]
     assert len(list((run / "checkpoints").iterdir())) == 1, "torn and older checkpoints are cleared away"
 
 
 KILLS = """
 import os, random, signal, sys, time
 import fiddle as fdl
-import aligner.engine, nemo.collections.llm, nemo.lightning.io
+import aligner.train.training_run, nemo.collections.llm, nemo.lightning.io
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
 job, moments, draw = open(sys.argv[1]).read(), int(sys.argv[2]), random.Random(int(sys.argv[3]))
 from pathlib import Path
-from aligner import checkpoints
+from aligner.checkpoint import folders
 
 run, step, inside = Path(sys.argv[4]), 0, 0
 for moment in range(moments):
@@ -99,10 +99,10 @@ for moment in range(moments):
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert ended == -9, ended
     inside += any((run / "checkpoints").glob("*.partial"))
-    found = checkpoints.newest(run)
-    at = checkpoints.step_of(found) if found else 0
+    found = folders.latest_checkpoint(run)
+    at = folders.step_of(found) if found else 0
     assert at >= step, (at, step)
-    assert found is None or checkpoints.fault(found) is None
+    assert found is None or folders.find_corruption(found) is None
     step = at
     print(moment, at, inside, file=sys.__stdout__, flush=True)
 print("steps", step, "inside", inside, file=sys.__stdout__, flush=True)

@@ -11,9 +11,9 @@ import pytest
 from cluster import HERE, slurm, sshd, wait
 
 from aligner import executors
-from aligner.errors import ConfigError
-from aligner.executors.accounting import STAND_IN
-from aligner.watching import read_metrics
+from aligner.common.errors import ConfigError
+from aligner.common.run_folder import read_metrics
+from aligner.executors.sacct_shim import SHIM
 
 Tiny = Callable[..., Any]
 pytestmark = pytest.mark.slow
@@ -44,8 +44,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_a_job_is_followed_by_its_accounts(home: Path, tiny: Tiny, tmp_path: Path) -> None:
     executor = executors.slurm(**SMALL)
     executors.launch({"short": tiny("short")}, executor, name="short")
-    assert str(STAND_IN) not in os.environ["PATH"]
-    assert (tmp_path / "runs/short/launched.json").is_file()
+    assert str(SHIM) not in os.environ["PATH"]
+    assert (tmp_path / "runs/short/succeeded.json").is_file()
     broken = tiny("broken")
     broken.data.train = str(tmp_path / "none.jsonl")
     with pytest.raises(executors.JobFailed, match=r"'broken' ended as FAILED \(job \d+, exit code 1, on n"):
@@ -58,12 +58,12 @@ def by_ssh(home: Path, **settings: Any) -> Any:
         "ssh_identity": str(home / "ssh/user"),
     }
     activate = f"export PATH={Path(sys.executable).parent}:$PATH"
-    return executors.slurm(**SMALL, job_dir=str(home / "there"), setup=[activate], **(given | settings))
+    return executors.slurm(**SMALL, job_dir=str(home / "there"), setup_lines=[activate], **(given | settings))
 
 
 def test_a_job_is_submitted_and_followed_by_ssh(home: Path, tiny: Tiny, tmp_path: Path) -> None:
     executors.launch({"far": tiny("far")}, by_ssh(home), name="far")
-    assert (tmp_path / "runs/far/launched.json").is_file()
+    assert (tmp_path / "runs/far/succeeded.json").is_file()
     assert read_metrics(tmp_path / "runs/far/metrics.csv")[-1]["step"] == 4
     assert list((home / "there").glob("**/far_sbatch.sh")), "it was sent there"
     broken = tiny("broken")
@@ -88,7 +88,7 @@ def test_a_job_that_is_put_back_is_still_followed(home: Path, tiny: Tiny, tmp_pa
     recipe = tiny("requeued")
     recipe.trainer.max_steps, recipe.trainer.callbacks = 8, [Config(Slow, seconds=1.0)]
     tests = str(Path(__file__).parent.parent)
-    executor = executors.slurm(**SMALL, setup=[f"export PYTHONPATH=$PYTHONPATH:{tests}"])
+    executor = executors.slurm(**SMALL, setup_lines=[f"export PYTHONPATH=$PYTHONPATH:{tests}"])
     failed: list[BaseException] = []
 
     def work() -> None:

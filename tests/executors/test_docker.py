@@ -13,9 +13,10 @@ import pytest
 from cluster import wait
 from dockerd import docker, image
 
-from aligner import checkpoints, executors
-from aligner.errors import ConfigError
-from aligner.watching import read_metrics
+from aligner import executors
+from aligner.checkpoint import folders
+from aligner.common.errors import ConfigError
+from aligner.common.run_folder import read_metrics
 
 Tiny = Callable[..., Any]
 ROOT = str(Path(__file__).parent.parent.parent)
@@ -38,7 +39,7 @@ def in_a_container(host: str, folder: Path, **settings: Any) -> Any:
     base, prefix = os.path.realpath(sys.base_prefix), sys.prefix
     mounts = ["/usr", "/etc/hosts", base, prefix, ROOT]
     return executors.docker(
-        image=settings.pop("image", None) or image(host),
+        container_image=settings.pop("image", None) or image(host),
         volumes=[*(f"{path}:{path}:ro" for path in dict.fromkeys(mounts)), f"{folder}:{folder}"],
         ulimits=[],  # this machine may raise none
         shm_size="256m",
@@ -97,7 +98,7 @@ def test_a_container_is_cancelled_from_another_process(
     thread.join(timeout=60)
     (error,) = failed
     assert isinstance(error, executors.JobFailed) and "stage 'endless' ended as" in str(error)
-    assert checkpoints.newest(tmp_path / "runs/endless") is not None
+    assert folders.latest_checkpoint(tmp_path / "runs/endless") is not None
     shown = subprocess.run(
         ["docker", "ps", "-q"], capture_output=True, text=True, env=os.environ | {"DOCKER_HOST": host}
     )
@@ -106,13 +107,15 @@ def test_a_container_is_cancelled_from_another_process(
 
 def test_what_docker_has_not_is_refused_at_once(host: str, tiny: Tiny, tmp_path: Path) -> None:
     executor = in_a_container(host, tmp_path, image="nemo-align-nobody-made-this:1")
-    with pytest.raises(ConfigError, match=r"run.executor.image: 'nemo-align-nobody-made-this:1' is neither here"):
+    with pytest.raises(
+        ConfigError, match=r"run.executor.container_image: 'nemo-align-nobody-made-this:1' is neither here"
+    ):
         executors.launch({"refused": tiny("refused")}, executor, name="refused")
     with pytest.raises(ConfigError, match=r"run.executor.volumes: /nowhere:/data: there is no /nowhere"):
-        executors.docker(image="x", volumes=["/nowhere:/data"])
+        executors.docker(container_image="x", volumes=["/nowhere:/data"])
 
 
 def test_without_docker_it_is_said(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none")
     with pytest.raises(ConfigError, match=r"run.executor: Docker does not answer"):
-        executors.launch({"refused": tiny("refused")}, executors.docker(image="x"), name="refused")
+        executors.launch({"refused": tiny("refused")}, executors.docker(container_image="x"), name="refused")

@@ -15,9 +15,10 @@ from hand import Slow
 from nemo.lightning import RestoreConfig
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
-from aligner import checkpoints, executors
-from aligner.errors import ConfigError
-from aligner.watching import read_metrics
+from aligner import executors
+from aligner.checkpoint import folders
+from aligner.common.errors import ConfigError
+from aligner.common.run_folder import read_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def test_a_job_that_fails_is_a_failure_told_by_its_own_error_and_later_stages_do
     broken, later = tiny("broken", num_gpus_per_node=2), tiny("later", num_gpus_per_node=2)
     broken.data.train = str(tmp_path / "none.jsonl")
     with pytest.raises(executors.JobFailed, match=r"stage 'broken' ended as FAILED") as found:
-        executors.launch({"broken": broken, "later": later}, executors.local(ranks=2))
+        executors.launch({"broken": broken, "later": later}, executors.local(ntasks_per_node=2))
     assert f"RowError: {tmp_path}/none.jsonl: no such file" in str(found.value)
     assert "ChildFailedError" not in str(found.value), "torchrun's"
     assert not (tmp_path / "runs/later").exists()
@@ -111,7 +112,7 @@ from aligner import executors
 if __name__ == "__main__":
     set_nemorun_home({str(tmp_path / "home")!r})
     recipe = ZlibJSONSerializer().deserialize(open({str(tmp_path / "recipe")!r}).read())
-    executors.launch({{"ended": recipe}}, executors.local(ranks=2, env_vars={{"PYTHONPATH": sys.path[0]}}))
+    executors.launch({{"ended": recipe}}, executors.local(ntasks_per_node=2, env_vars={{"PYTHONPATH": sys.path[0]}}))
 """
     )
     client = subprocess.Popen([sys.executable, str(script)], start_new_session=True, stdout=subprocess.DEVNULL)
@@ -122,6 +123,6 @@ if __name__ == "__main__":
     client.send_signal(signal.SIGINT)
     assert client.wait(timeout=100) == 130
     assert not psutil.wait_procs(family, timeout=10)[1], "somebody is left"
-    newest = checkpoints.newest(tmp_path / "runs/ended")
-    assert newest is not None and checkpoints.fault(newest) is None
+    newest = folders.latest_checkpoint(tmp_path / "runs/ended")
+    assert newest is not None and folders.find_corruption(newest) is None
     assert not list((tmp_path / "runs/ended/checkpoints").glob("*.partial"))

@@ -8,7 +8,7 @@ import nemo_run as run
 import pytest
 
 from aligner import executors
-from aligner.errors import ConfigError
+from aligner.common.errors import ConfigError
 from aligner.executors.slurm import seconds_of
 
 
@@ -24,7 +24,7 @@ def test_slurms_times(time: str, seconds: int) -> None:
     ("given", "message"),
     [
         ({"time": "4h"}, r"run.executor.time: '4h' is not a time; write \[D-\]HH:MM:SS"),
-        ({"time": "00:01:00"}, r"run.executor.warning: 120 s before the end of a job of 00:01:00"),
+        ({"time": "00:01:00"}, r"run.executor.signal_delay_s: 120 s before the end of a job of 00:01:00"),
         ({"ssh": "me@there"}, r"run.executor.job_dir: missing"),
         ({"ssh": "there", "job_dir": "/jobs"}, r"run.executor.ssh: 'there'; write user@host"),
         (
@@ -83,7 +83,7 @@ def test_a_site_has_its_executors_in_a_file(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_jobs_use_the_python_that_launches_them() -> None:
-    path = executors.local(ranks=3, env_vars={"MINE": "x"}).env_vars
+    path = executors.local(ntasks_per_node=3, env_vars={"MINE": "x"}).env_vars
     assert path["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert path["MINE"] == "x"
-    assert executors.local(ranks=3).nproc_per_node() == 3
+    assert executors.local(ntasks_per_node=3).nproc_per_node() == 3

@@ -18,9 +18,10 @@ from cluster import HERE, slurm, wait
 from hand import Slow
 from nemo_run.config import get_nemorun_home
 
-from aligner import checkpoints, comparing, executors
-from aligner.errors import ConfigError
-from aligner.watching import read_metrics
+from aligner import executors
+from aligner.checkpoint import checkpoint_diff, folders
+from aligner.common.errors import ConfigError
+from aligner.common.run_folder import read_metrics
 
 Tiny = Callable[..., Any]
 ROOT = Path(__file__).parent.parent.parent
@@ -60,7 +61,7 @@ def on_slurm(**settings: Any) -> run.SlurmExecutor:
         mem="3000",
         exclusive=False,
         env_vars=HERE,
-        setup=[f"export PYTHONPATH=$PYTHONPATH:{shlex.quote(tests)}"],
+        setup_lines=[f"export PYTHONPATH=$PYTHONPATH:{shlex.quote(tests)}"],
         **given,
     )
 
@@ -112,13 +113,13 @@ def in_background(recipe: Any, name: str, **settings: Any) -> Background:
 def limited(undisturbed: Path, home: Path, tiny_in: Callable[[Path], Tiny]) -> Background:
     """The same run in jobs of two minutes that are warned after 30 to 60 seconds: Slurm looks twice a minute."""
     recipe = slow(tiny_in(home), "limited", STEPS, 3.0)
-    return in_background(recipe, "limited", time="00:02:00", warning=60)
+    return in_background(recipe, "limited", time="00:02:00", signal_delay_s=60)
 
 
 def same_weights(one: Path, other: Path) -> None:
-    newest = [checkpoints.newest(run) for run in (one, other)]
+    newest = [folders.latest_checkpoint(run) for run in (one, other)]
     assert newest[0] and newest[1]
-    assert comparing.first_difference(*(comparing.read(path) for path in newest if path)) is None
+    assert checkpoint_diff.first_difference(*(checkpoint_diff.read(path) for path in newest if path)) is None
 
 
 def test_a_run_on_two_nodes_comes_back_with_its_log(undisturbed: Path, home: Path, capfd: Any) -> None:
@@ -137,7 +138,7 @@ def test_a_run_on_two_nodes_comes_back_with_its_log(undisturbed: Path, home: Pat
 
 
 def _recipe_of(folder: Path) -> Any:
-    from aligner.context import load_yaml
+    from aligner.cli.yaml_recipe import load_yaml
 
     return load_yaml(folder / "config.yaml")
 
@@ -269,30 +270,32 @@ def test_a_pipeline_of_self_rewarding_is_jobs_that_follow_each_other(tmp_path: P
     """The same files from Slurm's jobs, on two nodes, as from one process here."""
     import fiddle as fdl
 
-    from aligner import pipeline
+    from aligner.judge import self_rewarding
 
     def recipe(dir: Path, nodes: int) -> Any:
         from aligner.recipes import tiny_llama
 
         dir.mkdir(exist_ok=True)
-        made = tiny_llama.self_rewarding_recipe(dir=str(dir), name="sums", num_nodes=nodes, iterations=1, samples=2)
-        for learns in (made.start, made.rounds[0].align):
+        made = tiny_llama.self_rewarding_recipe(
+            dir=str(dir), name="sums", num_nodes=nodes, iterations=1, num_generations=2
+        )
+        for learns in (made.start, made.iterations[0].align):
             learns.model.config.num_layers = 2
             learns.trainer.max_steps = learns.optim.lr_scheduler.max_steps = 100 if learns is made.start else 4
-        made.rounds[0].align.data.global_batch_size = made.rounds[0].align.data.micro_batch_size = 4
+        made.iterations[0].align.data.global_batch_size = made.iterations[0].align.data.micro_batch_size = 4
         if nodes == 2:
             made.start.data.micro_batch_size = 32
-            made.rounds[0].align.data.micro_batch_size = 2
+            made.iterations[0].align.data.micro_batch_size = 2
         return made
 
     fdl.build(recipe(tmp_path / "here", 1))()
     jobs = recipe(tmp_path / "there", 2)
     # Rounding differs with the number of ranks that train, so both begin with the same policy.
     shutil.copytree(tmp_path / "here/sums/start", tmp_path / "there/sums/start")
-    stages = pipeline.stages(jobs)
+    stages = self_rewarding.stages(jobs)
     del stages["start"]
     executors.launch(stages, on_slurm(), name="sums")
-    for name in ("candidates", "judgements", "train"):
+    for name in ("candidates", "judgments", "train"):
         one, other = (tmp_path / place / f"sums/iteration-1/{name}.jsonl" for place in ("here", "there"))
         assert one.read_bytes() == other.read_bytes(), name
     assert (tmp_path / "there/sums/iteration-1/score.json").is_file()

@@ -13,8 +13,8 @@ from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
 from aligner import recipes
 from aligner.api import align
-from aligner.context import load_yaml
-from aligner.errors import ConfigError
+from aligner.cli.yaml_recipe import load_yaml
+from aligner.common.errors import ConfigError
 from aligner.recipes import families
 
 MODELS = {
@@ -36,7 +36,7 @@ def test_a_recipe_is_a_partial_of_align_that_users_can_edit(make: Callable[..., 
     assert (recipe.trainer.num_nodes, recipe.trainer.devices) == (2, 8)
     recipe.trainer.strategy.tensor_model_parallel_size = 4
     recipe.optim.config.lr = 1e-7
-    if recipe.preference_weight != 0:
+    if recipe.preference_loss_weight != 0:
         recipe.loss.beta = 0.05
         with pytest.raises(AttributeError, match="No parameter named 'bta'"):
             recipe.loss.bta = 1
@@ -90,21 +90,22 @@ def test_adapters_are_an_argument_of_every_recipe() -> None:
 
 
 def test_every_method_minimises_what_it_is_called_after() -> None:
-    from aligner import losses, unpaired
+    from aligner import losses
+    from aligner.losses import unpaired
 
     for method, loss in (("dpo", losses.dpo), ("ipo", losses.ipo), ("rpo", losses.rpo_bwd_kl), ("kto", unpaired.kto)):
         for model in MODELS:
             assert fdl.get_callable(FACTORIES[f"{model}_{method}"]().loss) is loss
     for model in MODELS:
         sft = FACTORIES[f"{model}_sft"]()
-        assert (sft.preference_weight, sft.sft_weight) == (0.0, 1.0)
+        assert (sft.preference_loss_weight, sft.sft_loss_weight) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("name", recipes.__all__)
 def test_a_model_is_what_its_file_is_called_after_and_its_layouts_can_divide_it(name: str) -> None:
     from nemo.lightning import io  # noqa: F401 - what is built is noted down by it
 
-    from aligner import layout
+    from aligner.model import parallelism
 
     module = getattr(recipes, name)
     assert name.endswith(module.NAME) or name == module.NAME
@@ -112,10 +113,10 @@ def test_a_model_is_what_its_file_is_called_after_and_its_layouts_can_divide_it(
         recipe = module.dpo_recipe(peft_scheme=scheme)
         ranks = recipe.trainer.num_nodes * recipe.trainer.devices
         strategy: Any = fdl.build(recipe.trainer.strategy)
-        layout.check(strategy.parallelism, fdl.build(recipe.model.config), ranks=ranks)
+        parallelism.check(strategy.parallelism, fdl.build(recipe.model.config), ranks=ranks)
         if not hasattr(module, "meta_rewarding_recipe"):
             continue
-        answering = module.meta_rewarding_recipe(peft_scheme=scheme, iterations=1).rounds[0].generate.engine
+        answering = module.meta_rewarding_recipe(peft_scheme=scheme, iterations=1).iterations[0].generate.engine
         layout_ = families.MODELS[name].adapters if scheme else families.MODELS[name].layout
         assert answering.tensor_model_parallel_size == (layout_.answering or layout_.tensor)
         config: Any = fdl.build(recipe.model.config)
@@ -124,14 +125,16 @@ def test_a_model_is_what_its_file_is_called_after_and_its_layouts_can_divide_it(
 
 
 def test_factories_of_the_command_line_are_called_model_and_method() -> None:
-    import aligner.cli  # noqa: F401
-    from aligner.factories import names, told
-    from aligner.pipeline import self_reward
+    import aligner.cli.commands  # noqa: F401
+    from aligner.cli.factories import list_recipes, names
+    from aligner.judge.self_rewarding import self_reward
 
     assert {"llama3_8b_dpo", "mixtral_8x7b_kto", "tiny_rpo"} <= set(names(align))
     assert {"llama31_70b_meta_rewarding", "tiny_spin"} <= set(names(self_reward))
-    assert told(align, "llama3_8b_dop(x=1)").startswith("did you mean 'llama3_8b_dpo'? MODEL_METHOD can be gemma2_2b, ")
-    assert told(self_reward).endswith("with self_rewarding, spin, rejection_sampling")
+    assert list_recipes(align, "llama3_8b_dop(x=1)").startswith(
+        "did you mean 'llama3_8b_dpo'? MODEL_METHOD can be gemma2_2b, "
+    )
+    assert list_recipes(self_reward).endswith("with self_rewarding, spin, rejection_sampling")
 
 
 def test_the_page_of_models_is_up_to_date() -> None:

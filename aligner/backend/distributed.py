@@ -1,0 +1,91 @@
+"""What a run does to the process it is in, so that another can follow: ranks, main script, errors of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from megatron.core import num_microbatches_calculator, parallel_state
+
+from aligner.backend import kernels
+
+_runs = itertools.count()
+
+
+def fresh_store(cluster: ClusterEnvironment | None) -> torch.distributed.Store | None:
+    """Where ranks meet this time; None for torch's own way, which serves the first meeting of a process only.
+
+    A second process group would find the first one's addresses in the launcher's store and wait for ever.
+    """
+    number = next(_runs)
+    assert cluster is not None
+    if number == 0 or cluster.world_size() == 1:
+        return None
+    if cluster.creates_processes_externally and "TORCHELASTIC_RUN_ID" in os.environ:
+        store, _, _ = next(torch.distributed.rendezvous("env://"))
+        return torch.distributed.PrefixStore(f"nemo-align-{number}", store)
+    port = cluster.main_port + number
+    return torch.distributed.TCPStore(
+        cluster.main_address, port, cluster.world_size(), is_master=cluster.global_rank() == 0
+    )
+
+
+@contextlib.contextmanager
+def rank_zero_first() -> Iterator[bool]:
+    """What one rank does for all, outside of Megatron: it is told True, and at the end the others wait for it.
+
+    If it fails, they do: what they wait in ends when it does.
+    """
+    cluster = next((kind() for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect()), None)
+    if cluster is None or cluster.world_size() == 1:
+        yield True
+        return
+    store = fresh_store(cluster)
+    at: dict[str, Any] = {"store": store} if store is not None else {"init_method": "env://"}
+    if store is None:
+        os.environ |= {"MASTER_ADDR": cluster.main_address, "MASTER_PORT": str(cluster.main_port)}
+    rank, world = cluster.global_rank(), cluster.world_size()
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(days=7), **at)
+    try:
+        yield rank == 0
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+LAUNCHER = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK")
+KEPT = (*LAUNCHER, *kernels.SET)
+
+
+@contextlib.contextmanager
+def preserved_environment() -> Iterator[None]:
+    """Undo what a run writes into the environment.
+
+    A process started afterwards, from a notebook say, would take this one's port for its own, and a next run its
+    kernels.
+    """
+    before = {name: os.environ.get(name) for name in KEPT}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def destroy_distributed() -> None:
+    """Take Megatron and torch.distributed down."""
+    if torch.distributed.is_initialized():
+        parallel_state.destroy_model_parallel()
+        torch.distributed.destroy_process_group()
+    num_microbatches_calculator.destroy_num_microbatches_calculator()
+    gc.collect()

@@ -1,0 +1,61 @@
+"""Errors of the disk under a run, in one message."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+
+from aligner.checkpoint import folders
+from aligner.common.errors import AlignError, CheckpointError
+
+
+@contextlib.contextmanager
+def translate_io_errors(run: Path) -> Iterator[None]:
+    """Say in one message what a machine does to the run in this folder.
+
+    Raises:
+        CheckpointError: the disk is full, or a checkpoint cannot be written or read.
+    """
+    try:
+        yield
+    except AlignError:
+        raise
+    except (Exception, CheckpointException) as error:  # torch derives the latter from BaseException
+        written = isinstance(error, CheckpointException | OSError | RuntimeError) and not _on_device(error)
+        if _says_full(error) or (written and _ran_out_of_room(run)):
+            raise CheckpointError(
+                f"log.log_dir: the disk of {run} is full; the checkpoint being written is not usable and will be "
+                "passed over. Free some room and run the same command again: it goes on from the newest whole one"
+            ) from error
+        if isinstance(error, CheckpointException):
+            raise CheckpointError(f"log.log_dir: a checkpoint of {run} failed: {error}") from error
+        raise
+
+
+def _on_device(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def _says_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _ran_out_of_room(run: Path) -> bool:
+    """Whether a checkpoint of a run is being written and the disk has less room than a checkpoint takes.
+
+    torch's writer reports a short write as a position in its archive, not as a full disk.
+    """
+    found = folders.folders(run)
+    if not any(map(folders.is_unfinished, found)):
+        return False
+    return shutil.disk_usage(run).free < max(map(folders.disk_usage, found))

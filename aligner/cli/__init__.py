@@ -1,0 +1,5 @@
+"""Commands of `nemo llm`.
+
+Read `commands` first: the table of all commands. `context` reads a command line, `overrides` applies `path=value`,
+`dryrun` checks a recipe without running it.
+"""

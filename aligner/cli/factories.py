@@ -1,0 +1,71 @@
+"""What `--factory` may be: MODEL_METHOD, shown by model and method; NeMo-Run's own help has a line for each."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from nemo_run.cli.api import Entrypoint
+
+METHODS = ("sft", "dpo", "ipo", "rpo", "kto", "self_rewarding", "meta_rewarding", "spin", "rejection_sampling")
+
+
+def names(command: Callable[..., Any]) -> list[str]:
+    """All that are registered for a command."""
+    import catalogue
+    from nemo_run.config import get_type_namespace
+
+    space = get_type_namespace(command)
+    return sorted(name for *spaces, name in catalogue.REGISTRY if tuple(spaces) == (space,))
+
+
+def list_recipes(command: Callable[..., Any], asked: str = "") -> str:
+    """Those that there are, in a line; the one first that was perhaps meant."""
+    known = names(command)
+    near = difflib.get_close_matches(asked.partition("(")[0], known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    groups = "; ".join(f"{', '.join(models)} with {', '.join(methods)}" for methods, models in by_method(known).items())
+    return f"{hint}MODEL_METHOD can be {groups}"
+
+
+def by_method(known: list[str]) -> dict[tuple[str, ...], list[str]]:
+    """Methods -> the models that have these."""
+    methods: dict[str, list[str]] = {}
+    for method in METHODS:
+        for name in known:
+            if name.endswith(f"_{method}"):
+                methods.setdefault(name.removesuffix(f"_{method}"), []).append(method)
+    found: dict[tuple[str, ...], list[str]] = {}
+    for model in sorted(methods):
+        found.setdefault(tuple(methods[model]), []).append(model)
+    return found
+
+
+class RecipesEntrypoint(Entrypoint):
+    """A command that needs a recipe."""
+
+    def help(self, console: Any = None, with_docs: bool = True) -> None:
+        from rich.console import Console
+        from rich.panel import Panel
+        from rich.table import Table
+
+        console = console or Console()
+        recipes = Table(show_header=True, box=None, padding=(0, 2, 0, 0))
+        recipes.add_column("method")
+        recipes.add_column("model")
+        for methods, models in by_method(names(self.fn)).items():
+            recipes.add_row(" ".join(methods), " ".join(models))
+        console.print(Panel(recipes, title="Recipes: --factory MODEL_METHOD", title_align="left"))
+        arguments = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        for name, meaning in _arguments(self.fn).items():
+            arguments.add_row(name, meaning)
+        console.print(Panel(arguments, title="What a recipe is made of", title_align="left"))
+
+
+def _arguments(command: Callable[..., Any]) -> dict[str, str]:
+    import docstring_parser
+
+    said = {p.arg_name: p.description or "" for p in docstring_parser.parse(command.__doc__ or "").params}
+    return {name: " ".join(said.get(name, "").split()) for name in inspect.signature(command).parameters}

@@ -1,0 +1,105 @@
+"""`path=value` arguments applied to a recipe; an error names the one that is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import importlib
+import inspect
+import re
+import typing
+from typing import Any
+
+import nemo_run as run
+from nemo_run.cli.cli_parser import CLIException, parse_cli_args, parse_value
+
+from aligner.cli.named_parts import PARTS, set_by_name
+from aligner.common.errors import ConfigError
+
+
+def override(recipe: run.Partial, args: list[str]) -> run.Partial:
+    """Apply `path=value` arguments one by one, so that an error names the one that is wrong.
+
+    Raises:
+        ConfigError: an argument names nothing, or its value does not fit.
+    """
+    # First what a part is, then what is set in it, whichever is written first.
+    for arg in sorted(args, key=lambda arg: arg.partition("=")[0].count(".")):
+        part, _, value = arg.partition("=")
+        if part in PARTS:
+            set_by_name(recipe, part, value)
+            continue
+        try:
+            if not _set_directly(recipe, part, value):
+                recipe = parse_cli_args(recipe, [arg])  # type: ignore[arg-type]
+        except CLIException as error:
+            path = re.split(r"[-+*/|&]?=", arg)[0]
+            raise ConfigError(f"{path}: {_explain(recipe, path, arg, error)}") from None
+    return recipe
+
+
+def _set_directly(recipe: run.Partial, path: str, value: str) -> bool:
+    """Set an argument that upstream cannot read: an enumeration's, or one whose module postpones annotations (LoRA).
+
+    Raises:
+        ConfigError: the enumeration has no such member.
+    """
+    *parents, last = path.split(".")
+    at: Any = recipe
+    for name in parents:
+        at = getattr(at, name, None)
+    parameters = inspect.signature(at.__fn_or_cls__).parameters if isinstance(at, run.Config | run.Partial) else {}
+    kind = parameters[last].annotation if last in parameters else None
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        if value not in kind.__members__:
+            raise ConfigError(f"{path}: {value!r} is not one of {', '.join(kind.__members__)}")
+        # YAML has no enumerations.
+        setattr(at, last, run.Config(member, kind=f"{kind.__module__}.{kind.__qualname__}", name=value))
+        return True
+    if not isinstance(kind, str):
+        return False
+    target = at.__fn_or_cls__
+    try:
+        hints = typing.get_type_hints(
+            target if dataclasses.is_dataclass(target) else getattr(target, "__init__", target)
+        )
+    except NameError:
+        return False
+    setattr(at, last, parse_value(value, hints.get(last)))
+    return True
+
+
+def member(kind: str, name: str) -> enum.Enum:
+    """The member of an enumeration, both by name."""
+    module, _, last = kind.rpartition(".")
+    return getattr(importlib.import_module(module), last)[name]
+
+
+def _explain(recipe: run.Partial, path: str, arg: str, error: Exception) -> str:
+    """What is wrong with an override; upstream's message prints the whole recipe."""
+    at: Any = recipe
+    *parents, last = path.split(".")
+    for i, name in enumerate(parents):
+        at = getattr(at, name, None)
+        if not isinstance(at, run.Config | run.Partial):
+            return f"there is nothing to set below {'.'.join(parents[: i + 1])!r} of this recipe, which is {at!r}"
+    known = settable(at)
+    if last not in known:
+        near = difflib.get_close_matches(last, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"there is no such argument{hint} (there are: {', '.join(known)})"
+    value, choices = arg.partition("=")[2], re.search(r"Expected one of \((.*?)\)", str(error))
+    if choices:
+        return f"{value!r} is not one of {choices[1]}"
+    return f"{value!r} does not fit ({str(error).splitlines()[0][:200]})"
+
+
+def settable(config: run.Config | run.Partial) -> list[str]:
+    """Arguments of what a config calls, but for those that a run gives it itself."""
+    parameters = inspect.signature(config.__fn_or_cls__).parameters.values()
+    return [
+        p.name
+        for p in parameters
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in ("self", "pairs", "responses")
+    ]

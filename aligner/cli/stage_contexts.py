@@ -1,0 +1,63 @@
+"""How `nemo llm self-reward` and the commands of its stages read their command lines."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from typing import Any
+
+import nemo_run as run
+
+from aligner.cli.context import RecipeContext
+from aligner.cli.overrides import override
+from aligner.common.errors import ConfigError
+from aligner.judge.self_rewarding import Iteration
+
+STAGES = tuple(part.name for part in fields(Iteration))
+
+
+class StageContext(RecipeContext):
+    """Of one stage, `generate-responses` for example: no recipe is named, its arguments are all there is."""
+
+    def parse_fn(self, fn: Any, args: list[str], **default_kwargs: Any) -> run.Partial:
+        """The stage that the command line describes.
+
+        Raises:
+            ConfigError: an argument is not one, or is missing.
+        """
+        if self.yaml or self.factory:
+            return super().parse_fn(fn, args, **default_kwargs)
+        stage = override(run.Partial(fn), args)
+        needed = [p.name for p in inspect.signature(fn).parameters.values() if p.default is inspect.Parameter.empty]
+        missing = [name for name in needed if name not in stage.__arguments__]
+        if missing:
+            raise ConfigError(f"{', '.join(missing)}: missing; nemo llm {self.name} --help says what is expected")
+        return stage
+
+
+class PipelineContext(RecipeContext):
+    """`align.loss.beta=0.2 generate.num_generations=8` sets that in all rounds; `start.` is of the run before them."""
+
+    def parse_fn(self, fn: Any, args: list[str], **default_kwargs: Any) -> run.Partial:
+        """The recipe that the command line describes.
+
+        Raises:
+            ConfigError: an argument is not one.
+        """
+        of_stages = [arg for arg in args if arg.partition("=")[0].partition(".")[0] in (*STAGES, "start")]
+        recipe: Any = super().parse_fn(fn, [arg for arg in args if arg not in of_stages], **default_kwargs)
+        # First what a part is, then what is set in it, whichever is written first.
+        for arg in sorted(of_stages, key=lambda arg: arg.partition("=")[0].count(".")):
+            name, dot, rest = arg.partition(".")
+            holders = [recipe] if name == "start" else recipe.iterations
+            if not dot or all(getattr(holder, name, None) is None for holder in holders):
+                raise ConfigError(f"{arg.partition('=')[0]}: this recipe has nothing of that to set")
+            for holder in holders:
+                part = getattr(holder, name)
+                # A judge's settings are what one means, not those of the stage around it; and it is one judge.
+                if name == "judge":
+                    for stage in filter(None, (part, holder.meta_judge, holder.evaluate)):
+                        stage.judge = override(stage.judge, [rest])
+                else:
+                    setattr(holder, name, override(part, [rest]))
+        return recipe

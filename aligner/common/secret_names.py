@@ -1,0 +1,24 @@
+"""What must not be written down: names of variables that look like a secret's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from aligner.common.errors import ConfigError
+
+SECRET = re.compile(r"TOKEN(?!IZER)|SECRET|PASS|KEY|CREDENTIAL|AUTH|JWT", re.IGNORECASE)
+
+
+def refuse(env_vars: Mapping[str, str] | None) -> None:
+    """See that a job's environment, which its script and its folder keep, holds none.
+
+    Raises:
+        ConfigError: a name looks like one.
+    """
+    for name in env_vars or {}:
+        if SECRET.search(name):
+            raise ConfigError(
+                f"run.executor.env_vars: {name} looks like a secret, and would be written into the job's files; export "
+                "it instead, jobs on this machine and of Slurm are passed what is exported"
+            )

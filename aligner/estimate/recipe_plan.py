@@ -1,0 +1,137 @@
+"""What of a recipe its size depends on: parallel sizes, batches, precision, lengths of its rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import nemo_run as run
+
+from aligner.common.errors import ConfigError, RowError
+from aligner.data import sources
+from aligner.data.rows import PreferenceRow, TextOrMessages, parse_line
+from aligner.estimate.memory import GPU, GPUS, Plan
+
+SAMPLE = 2000
+"""Rows that a file's lengths are taken from."""
+CHARACTERS = 4
+"""Of a token, when no tokenizer is asked."""
+
+
+def this_machine(ranks: int) -> GPU:
+    """Its GPU, or its memory where there is none, divided over the ranks of a run."""
+    import psutil
+    import torch
+
+    if not torch.cuda.is_available():
+        return GPU("memory of this machine a rank", psutil.virtual_memory().total / ranks, 0.0)
+    found = torch.cuda.get_device_properties(0)
+    known = (gpu for gpu in GPUS.values() if gpu.name.upper() in found.name.upper())
+    return GPU(found.name, found.total_memory, next(known, GPUS["h100"]).peak)
+
+
+def training_recipe(recipe: Any) -> Any:
+    """A recipe of `align`: this one, or that of the first round."""
+    return recipe.iterations[0].align if hasattr(recipe, "iterations") else recipe
+
+
+def num_ranks(recipe: Any) -> int:
+    """How many ranks a recipe asks for."""
+    trainer = training_recipe(recipe).trainer
+    return int(trainer.num_nodes or 1) * int(trainer.devices)
+
+
+def plan_of(recipe: Any, *, half: bool) -> Plan:
+    """What of a recipe of `align` its size depends on."""
+    strategy, data, config = recipe.trainer.strategy, recipe.data, recipe.model.config
+    tensor, pipeline = strategy.tensor_model_parallel_size, strategy.pipeline_model_parallel_size
+    loss = getattr(recipe, "loss", None)
+    single = (
+        not recipe.preference_loss_weight
+        or getattr(loss, "__fn_or_cls__", loss).__module__ == "aligner.losses.unpaired"
+    )
+    responses = 1 if single else 2
+    count, within = num_ranks(recipe), tensor * pipeline * strategy.context_parallel_size
+    if count % within:
+        raise ConfigError(
+            f"trainer.num_nodes, trainer.devices: {count} ranks cannot be divided into groups of {within} (tensor x "
+            "pipeline x context parallelism of trainer.strategy); give a multiple of it, or divide the model less"
+        )
+    per_micro, longest = data.micro_batch_size, data.seq_length
+    packed = data.batching == "packed"
+    micro = (
+        per_micro * (data.packed_sequence_size or responses * longest) if packed else per_micro * responses * longest
+    )
+    reference = getattr(recipe, "reference", None)
+    kind = "none" if reference is None or not recipe.preference_loss_weight else reference.__fn_or_cls__.__name__
+    # Its weights are in the host's memory; the forward pass is made all the same.
+    kind = "base_model" if getattr(reference, "on_host", False) else kind
+    optimizer = getattr(recipe.optim.config, "use_distributed_optimizer", None) if recipe.optim else None
+    return Plan(
+        ranks=count,
+        gpus_per_node=int(recipe.trainer.devices),
+        tensor=tensor,
+        pipeline=pipeline,
+        virtual=strategy.virtual_pipeline_model_parallel_size or 1,
+        context=strategy.context_parallel_size,
+        expert=strategy.expert_model_parallel_size,
+        expert_tensor=strategy.expert_tensor_parallel_size or tensor,
+        sequence_parallel=bool(strategy.sequence_parallel),
+        half=half and getattr(recipe.trainer.plugins, "gpu_precision", "bf16-mixed") != "32",
+        distributed_optimizer=half if optimizer is None else bool(optimizer),
+        recompute_all=getattr(config, "recompute_granularity", None) == "full",
+        adapter_rank=recipe.peft.dim if recipe.peft else None,
+        reference={"AdaptersOff": "base_model"}.get(kind, kind.lower()),
+        micro_tokens=micro,
+        longest=longest,
+        sequences=data.global_batch_size * responses,
+        sequences_per_micro=per_micro * responses,
+    )
+
+
+def engine_sizes(generate: Any) -> dict[str, int]:
+    engine = generate.engine
+    return {
+        "kv_sequences": getattr(engine, "batch_size", 0),
+        "kv_tensor": getattr(engine, "tensor_model_parallel_size", 1),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Of the sequences of a file, in tokens at four characters each."""
+
+    rows: int
+    mean: float
+    longest: float
+
+
+def lengths(recipe: Any) -> Lengths | None:
+    """Of the rows that a recipe trains on; None if they are not there yet.
+
+    Raises:
+        RowError: a row cannot be read.
+    """
+    train = recipe.data.train
+    if not train or isinstance(train, run.Partial):
+        return None
+    try:
+        files = [part.path for part in sources.resolve_files(train, "data.train")]
+    except RowError:
+        return None
+    rows, found = 0, []
+    lines = itertools.chain.from_iterable(chunk.texts() for file in files for chunk in sources.chunks(file))
+    for rows, (line, source) in enumerate(lines, start=1):
+        if rows <= SAMPLE:
+            found += [size for row in parse_line(line, source) for size in _sizes(row)]
+    return Lengths(rows, sum(found) / len(found), max(found)) if found else None
+
+
+def _sizes(row: Any) -> list[float]:
+    responses = (row.chosen_response, row.rejected_response) if isinstance(row, PreferenceRow) else (row.response,)
+    return [(_characters(row.prompt) + _characters(response)) / CHARACTERS for response in responses]
+
+
+def _characters(text: TextOrMessages) -> int:
+    return len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text)

@@ -1,0 +1,174 @@
+"""The estimate of a recipe as text: memory by part, time, what would fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import nemo_run as run
+
+from aligner.common.errors import ConfigError
+from aligner.estimate import memory, parameters, recipe_plan, step_time
+from aligner.estimate.memory import GPU, GPUS, Plan
+from aligner.estimate.recipe_plan import Lengths
+
+
+def format_estimate(
+    recipe: run.Partial, gpu: str | GPU = "h100", mfu: str | float = 0.4, tokens: str | float | None = None
+) -> str:
+    """The size of a recipe as text.
+
+    Args:
+        recipe: of `align` or `self_reward`.
+        gpu: one of `memory.GPUS`.
+        mfu: share of the peak.
+        tokens: of a sequence on average; None: of the data.
+
+    Raises:
+        ConfigError: an argument is not one, or the recipe describes no GPT model.
+    """
+    card = _card(gpu)
+    share = _number("mfu", mfu, 0, 1)
+    iterations = getattr(recipe, "iterations", None)
+    one = recipe_plan.training_recipe(recipe)
+    try:
+        model = parameters.model_shape(one.model.config)
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(f"model.config: is no GPT config of NeMo's, whose sizes could be read ({error})") from None
+    plan = recipe_plan.plan_of(one, half=card.peak > 0)
+    parts = [_head(recipe, model, plan, card)]
+    if not model.vocabulary:
+        parts.append("The vocabulary is the tokenizer's and not counted; set model.config.vocab_size.")
+    parts.append(_memory(model, plan, card))
+    if iterations:
+        parts.append(
+            _answering(model, dataclasses.replace(plan, **recipe_plan.engine_sizes(iterations[0].generate)), card)
+        )
+    if card.peak:
+        data = None if iterations else recipe_plan.lengths(one)
+        parts.append(
+            _time(one, model, plan, card, share, None if tokens is None else _number("tokens", tokens, 1), data)
+        )
+    return "\n\n".join(parts)
+
+
+def _card(gpu: str | GPU) -> GPU:
+    if isinstance(gpu, GPU):
+        return gpu
+    if gpu not in GPUS:
+        raise ConfigError(f"gpu: is {gpu!r}; expected one of {', '.join(GPUS)}")
+    return GPUS[gpu]
+
+
+def _number(name: str, value: str | float, parent_key: float, most: float = float("inf")) -> float:
+    try:
+        found = float(value)
+    except ValueError:
+        found = float("nan")
+    if not parent_key < found <= most:
+        raise ConfigError(
+            f"{name}: is {value!r}; expected a number above {parent_key:g}" + f", at most {most:g}" * (most < 1e9)
+        )
+    return found
+
+
+# ---- as text ------------------------------------------------------------------------------------------------------
+
+
+def _head(recipe: Any, model: parameters.ModelShape, plan: Plan, card: GPU) -> str:
+    name = recipe.log.name if hasattr(recipe, "log") else recipe.output
+    return (
+        f"{name}: {model.parameters / 1e9:.3g} billion parameters, {model.active / 1e9:.3g} billion of them multiply a "
+        f"token\non {plan}"
+    )
+
+
+def _memory(model: parameters.ModelShape, plan: Plan, card: GPU) -> str:
+    found = _table(f"memory of the fullest {'GPU' if card.peak else 'rank'}", memory.stage_memory(model, plan), card)
+    if memory.total(model, plan) <= card.memory:
+        return found
+    other = memory.proposal(model, plan, card) if card.peak else None
+    if other is None:
+        return f"{found}\nOUT OF MEMORY"
+    settings = {
+        "trainer.num_nodes": -(-other.ranks // other.gpus_per_node),
+        "trainer.strategy.tensor_model_parallel_size": other.tensor,
+        "trainer.strategy.sequence_parallel": other.sequence_parallel,
+        "trainer.strategy.pipeline_model_parallel_size": other.pipeline,
+    }
+    if model.experts:
+        settings |= {
+            "trainer.strategy.expert_model_parallel_size": other.expert,
+            "trainer.strategy.expert_tensor_parallel_size": other.expert_tensor,
+        }
+    if plan.virtual > 1:
+        settings["trainer.strategy.virtual_pipeline_model_parallel_size"] = None
+    if plan.recompute_all and not other.recompute_all:
+        settings["model.config.recompute_granularity"] = None
+    if other.recompute_all:
+        settings |= {
+            "model.config.recompute_granularity": "full",
+            "model.config.recompute_method": "uniform",
+            "model.config.recompute_num_layers": 1,
+        }
+    written = " ".join(f"{name}={'null' if value is None else value}" for name, value in settings.items())
+    needs = memory.total(model, other) / 1e9
+    return f"{found}\nOUT OF MEMORY. What fits ({needs:.0f} GB), on {other}:\n  {written}"
+
+
+def _answering(model: parameters.ModelShape, plan: Plan, card: GPU) -> str:
+    return _table(f"while it writes {plan.kv_sequences} answers at a time", memory.generation_memory(model, plan), card)
+
+
+def _table(title: str, parts: dict[str, float], card: GPU) -> str:
+    width = max(40, len(title) + 2)
+    lines = [f"{title:<{width}}{'GB':>8}", "-" * (width + 8)]
+    lines += [f"{name:<{width}}{value / 1e9:>8.2f}" for name, value in parts.items() if value]
+    lines.append("-" * (width + 8))
+    lines.append(
+        f"{'of ' + format(card.memory / 1e9, '.0f') + ' (' + card.name + ')':<{width}}{sum(parts.values()) / 1e9:>8.2f}"
+    )
+    return "\n".join(lines)
+
+
+def _time(
+    recipe: Any,
+    model: parameters.ModelShape,
+    plan: Plan,
+    card: GPU,
+    mfu: float,
+    tokens: float | None,
+    data: Lengths | None,
+) -> str:
+    mean = tokens or (min(data.mean, plan.longest) if data else plan.longest)
+    why = "as given" if tokens else "of data.train, at four characters each" if data else "data.seq_length"
+    epochs = _limit(recipe.trainer.max_epochs) or 1
+    seconds = step_time.step_seconds(model, plan, card, mfu=mfu, length=mean, epochs=epochs)
+    each = plan.sequences * mean / seconds / plan.ranks
+    lines = [
+        f"time at {mfu:.0%} of {card.peak / 1e12:.0f} TFLOP/s, {mean:,.0f} tokens a sequence ({why})",
+        f"  a step of {plan.sequences} sequences  {seconds:.3g} s, {plan.micro_batches} micro-batches a rank"
+        + (f", {step_time.bubble(plan):.0%} more for the pipeline to fill" if plan.pipeline > 1 else ""),
+        f"  tokens a second  {each:,.0f} a GPU, {each * plan.ranks:,.0f} in all",
+    ]
+    steps = _steps(recipe, data)
+    if steps:
+        hours = steps * seconds / 3600
+        lines.append(f"  {steps:,} steps  {hours:.3g} h, {hours * plan.ranks:,.3g} GPU-hours")
+    else:
+        lines.append("  how many steps is not known: data.train is not here, and trainer.max_steps not set")
+    return "\n".join(lines)
+
+
+def _limit(value: int | None) -> int | None:
+    """Of steps or epochs; Lightning's -1 is none."""
+    return value if (value or -1) > 0 else None
+
+
+def _steps(recipe: Any, data: Lengths | None) -> int | None:
+    most = _limit(recipe.trainer.max_steps)
+    if data is None:
+        return most
+    epochs = _limit(recipe.trainer.max_epochs)
+    of_data = None if epochs is None else data.rows // recipe.data.global_batch_size * epochs
+    return min((n for n in (most, of_data) if n is not None), default=None)

@@ -1,0 +1,203 @@
+"""Answers of a NeMo checkpoint by Megatron, on the ranks that were started: tensor parallel, each group its share."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.attention import SelfAttention
+from nemo import lightning as nl
+from nemo.lightning.ckpt_utils import CONTEXT_PATH
+
+from aligner.backend import attention, cpu_linear, device, distributed, hardware, kernels, patches
+from aligner.checkpoint import folders, huggingface, tokenizers
+from aligner.common import console
+from aligner.common.errors import ConfigError
+from aligner.data.tokenization import ResponseTokenizer
+from aligner.generate.decoding import DecodedSequence, DecodeRequest, Vocabulary, decode
+from aligner.generate.engine import Engine, GenerationRequest, GenerationResult
+from aligner.generate.kv_cache import CachedAttention
+from aligner.generate.sampling import Sampling
+from aligner.model import adapters, architecture, parallelism
+
+console.silence_nemo()
+patches.apply()
+
+ANCHOR = 4
+"""Tokens of the prompt that an answer is decoded after: a tokenizer may write its first word otherwise without."""
+
+
+@dataclass
+class MegatronEngine(Engine):
+    """A checkpoint, answering `batch_size` questions at a time on each data-parallel rank.
+
+    Args:
+        checkpoint: a NeMo checkpoint, a run, adapters, a Hugging Face folder or `hf://name`.
+        batch_size: answers that a rank writes at the same time.
+        apply_chat_template: read a string as a user's message, as `data.apply_chat_template` does.
+        devices: ranks on each node.
+        num_nodes: nodes.
+        tensor_model_parallel_size: ranks that share the weights; the others divide the questions.
+    """
+
+    checkpoint: str
+    batch_size: int = 8
+    apply_chat_template: bool = False
+    devices: int = 1
+    num_nodes: int = 1
+    tensor_model_parallel_size: int = 1
+
+    _encode: Any = field(default=None, init=False, repr=False)
+    _model: Any = field(default=None, init=False, repr=False)
+    _all: Any = field(default=None, init=False, repr=False)
+
+    def describe(self) -> dict[str, Any]:
+        return {**huggingface.source_identity(self.checkpoint), "apply_chat_template": self.apply_chat_template}
+
+    @contextlib.contextmanager
+    def session(self, cache: Path) -> Iterator[None]:
+        self._check()
+        with distributed.preserved_environment():
+            try:
+                self._load(cache)
+                yield
+            finally:
+                self._model = self._encode = None
+                distributed.destroy_distributed()
+
+    def _check(self) -> None:
+        for name in ("batch_size", "devices", "num_nodes", "tensor_model_parallel_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"engine.{name}: must be at least 1, found {getattr(self, name)}")
+        ranks = self.devices * self.num_nodes
+        started = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1)))
+        if ranks != started:
+            raise ConfigError(
+                f"engine.devices, engine.num_nodes: {self.devices} x {self.num_nodes} = {ranks} ranks, but {started} "
+                f"were started; launch with an executor of as many, or by torchrun --nproc-per-node={self.devices}"
+            )
+        if ranks % self.tensor_model_parallel_size:
+            raise ConfigError(
+                f"engine.tensor_model_parallel_size: {self.tensor_model_parallel_size} does not divide {ranks} ranks"
+            )
+
+    def _load(self, cache: Path) -> None:
+        from nemo.collections.llm.inference.base import _setup_trainer_and_restore_model
+        from nemo.lightning.io import load_context
+
+        if huggingface.is_importable(self.checkpoint):
+            source = huggingface.import_once(self.checkpoint, cache)
+        else:
+            source = folders.resolve_checkpoint(Path(self.checkpoint).expanduser(), "checkpoint")
+        base = adapters.base_of(source)
+        model: Any = load_context((base or source) / CONTEXT_PATH, "model")
+        model.tokenizer = tokenizers.load_tokenizer(source)
+        model.model_transform = None
+        self._prepare(model, base or source)
+        strategy = nl.MegatronStrategy(
+            tensor_model_parallel_size=self.tensor_model_parallel_size, setup_optimizers=False, ckpt_async_save=False
+        )
+        trainer: Any = nl.Trainer(
+            accelerator="auto",
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            strategy=strategy,
+            plugins=hardware.precision_plugin(),
+            logger=False,
+            enable_model_summary=False,
+        )
+        strategy.store = distributed.fresh_store(strategy.cluster_environment)
+        _setup_trainer_and_restore_model(base or source, trainer, model)
+        if base is not None:
+            adapters.peft_config_of(source)(model)
+            adapters.load(trainer, source)
+        self._all = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+        inner: Any = trainer.strategy.megatron_parallel[0].eval()
+        while not isinstance(inner, GPTModel):  # within NeMo's module, and what its precision wraps it in
+            inner = inner.module
+        if device.no_cuda() and torch.backends.mkldnn.is_available():
+            cpu_linear.replace_linear(inner)
+        self._model = inner
+        self._encode = ResponseTokenizer(model.tokenizer, apply_chat_template=self.apply_chat_template)
+        self._longest = int(model.config.seq_length)
+
+    def _prepare(self, model: Any, source: Path) -> None:
+        """Settings of a model that answers, which its checkpoint has from its training."""
+        config = model.config
+        asked = parallelism.special_attention(config)
+        if asked:
+            raise ConfigError(
+                f"engine: Megatron answers without {', '.join(asked)}, which {self.checkpoint} has; serve it by vLLM, "
+                "and use Server"
+            )
+        for name in ("pipeline_model_parallel_size", "context_parallel_size"):
+            setattr(config, name, 1)
+        config.virtual_pipeline_model_parallel_size, config.sequence_parallel = None, False
+        config.recompute_granularity = config.recompute_method = config.recompute_num_layers = None
+        architecture.match_vocab_size(model, source, tensor_model_parallel_size=self.tensor_model_parallel_size)
+        layers = {SelfAttention: CachedAttention}
+        attention.replace_attention(config, attention.REPLACED | layers if device.no_transformer_engine() else layers)
+        kernels.choose_attention(config)
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+
+    @property
+    def is_writer(self) -> bool:
+        return parallel_state.get_tensor_model_parallel_rank() == 0
+
+    def barrier(self) -> None:
+        # Not NCCL's, which gives up after ten minutes; ranks end hours apart.
+        torch.distributed.barrier(group=self._all)
+
+    def too_long(
+        self, questions: Sequence[GenerationRequest], sampling: Sampling
+    ) -> list[tuple[GenerationRequest, str]]:
+        room = self._longest - sampling.max_tokens
+        return [
+            (q, f"{count} tokens, and {self._longest} less max_tokens={sampling.max_tokens} leave {room}")
+            for q in questions
+            if (count := len(self._encode.encode_prompt(q.source, q.prompt))) > room
+        ]
+
+    def generate(self, questions: Sequence[GenerationRequest], sampling: Sampling) -> Iterator[GenerationResult]:
+        asked = {q.key: self._encode.encode_prompt(q.source, q.prompt) for q in questions}
+        prompts = [DecodeRequest(key=q.key, tokens=asked[q.key], seed=q.seed) for q in questions]
+        if not prompts:
+            return
+        hf, ends = self._encode.hf, frozenset(self._encode.stop_token_ids)
+        vocabulary = Vocabulary(
+            size=len(hf),
+            stop_token_ids=ends,
+            special=frozenset(self._encode.special),
+            decode=lambda ids: _text(hf, ids),
+        )
+        longest = max(len(tokens) for tokens in asked.values())
+        written = decode(
+            self._model, prompts, vocabulary, sampling, slots=self.batch_size, length=longest + sampling.max_tokens
+        )
+        for one in written:
+            yield _answer(one, asked[one.key], hf, ends)
+
+
+def _answer(one: DecodedSequence, prompt: list[int], hf: Any, ends: frozenset[int]) -> GenerationResult:
+    assert one.finish_reason is not None
+    ended = one.finish_reason == "special" or one.tokens[-1] in ends
+    before = _text(hf, prompt[-ANCHOR:])
+    text = _text(hf, prompt[-ANCHOR:] + one.tokens[: len(one.tokens) - ended]).removeprefix(before)
+    if one.cut_at is not None:
+        text = text[: text.index(one.cut_at)]
+    return GenerationResult(
+        key=one.key, text=text, num_tokens=len(one.tokens), finish_reason=one.finish_reason, logp=one.logp
+    )
+
+
+def _text(hf: Any, ids: list[int]) -> str:
+    return hf.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -1,0 +1,106 @@
+"""Adapters (LoRA, DoRA) that were trained before: what they build on, and going on with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nemo.collections.llm.peft import DoRA, LoRA
+from nemo.lightning.ckpt_utils import ADAPTER_META_FILENAME, CONTEXT_PATH, WEIGHTS_PATH
+from nemo.lightning.io import load_context
+from nemo.lightning.pytorch.callbacks import PEFT
+
+from aligner.common.errors import CheckpointError, ConfigError
+
+COMPARED = ("dim", "alpha", "target_modules", "dropout_position")
+"""What adapters are made of; dropout and initial values are the new run's own affair."""
+
+
+def base_of(checkpoint: Path) -> Path | None:
+    """The checkpoint that a checkpoint of adapters builds on; None for one that is whole by itself.
+
+    Raises:
+        CheckpointError: the base is not where it was.
+    """
+    meta = checkpoint / WEIGHTS_PATH / ADAPTER_META_FILENAME
+    if not meta.is_file():
+        return None
+    base = Path(json.loads(meta.read_text())["model_ckpt_path"])
+    base = base.parent if base.name == WEIGHTS_PATH else base
+    if not (base / WEIGHTS_PATH).is_dir():
+        raise CheckpointError(
+            f"{checkpoint}: holds adapters of {base}, which is not there; put it back, or, if it was moved, correct "
+            f"{meta} (a run keeps its newest checkpoint only: training a base further takes it from its adapters)"
+        )
+    return base
+
+
+def check(peft: PEFT | None, checkpoint: Path | None, *, continued: bool) -> None:
+    """Compare adapters that are to be made with what a run goes on from (`continued`) or starts from.
+
+    Raises:
+        ConfigError: it has adapters and none are to be made, or others; or some are to be made on nothing.
+    """
+    if checkpoint is None:
+        if peft is not None:
+            raise ConfigError(
+                "peft: adapters are saved without their base, which would be random here and lost; set "
+                "resume.restore_config.path or resume.init_stage"
+            )
+        return
+    if base_of(checkpoint) is None:
+        if continued and peft is not None:
+            raise ConfigError(
+                f"peft: is {type(peft).__name__}, but the run has trained all weights so far ({checkpoint}), and would "
+                "lose them; start adapters under another log.name, with resume.restore_config.path set to that"
+            )
+        return
+    if peft is None and continued:
+        raise ConfigError(f"peft: is None, but the run has trained adapters so far ({checkpoint}); set it as it was")
+    if peft is None:
+        raise ConfigError(
+            f"peft: is None, but {checkpoint} holds adapters alone; set peft as it was to go on training them, or "
+            f"merge them first (nemo llm merge-lora checkpoint={checkpoint} output=merged) and start from that"
+        )
+    _compare(peft, checkpoint)
+
+
+def _compare(peft: PEFT, checkpoint: Path) -> None:
+    held: Any = load_context(checkpoint / CONTEXT_PATH, "model.model_transform")
+    if type(held) is not type(peft):
+        raise ConfigError(f"peft: is {type(peft).__name__}, but {checkpoint} holds {type(held).__name__} adapters")
+    for name in COMPARED:
+        ours, theirs = getattr(peft, name, None), getattr(held, name, None)
+        if isinstance(ours, list) and isinstance(theirs, list):
+            ours, theirs = sorted(ours), sorted(theirs)
+        if ours != theirs:
+            raise ConfigError(f"peft.{name}: is {ours!r}, but the adapters of {checkpoint} were made with {theirs!r}")
+
+
+def peft_config_of(checkpoint: Path) -> PEFT:
+    """NeMo's LoRA or DoRA that made a checkpoint's adapters.
+
+    Raises:
+        CheckpointError: another kind made them.
+    """
+    made: Any = load_context(checkpoint / CONTEXT_PATH, "model.model_transform")
+    if type(made) not in (LoRA, DoRA):
+        raise CheckpointError(f"checkpoint: {checkpoint} holds {type(made).__name__} adapters; LoRA and DoRA are known")
+    return made
+
+
+def load(trainer: Any, checkpoint: Path) -> None:
+    """Fill a model's fresh adapters with those of a checkpoint; optimizer and schedule start anew."""
+    strategy, weights = trainer.strategy, checkpoint / WEIGHTS_PATH
+    metadata = strategy.unwrapped_checkpoint_io.load_content_metadata(weights)
+    pieces = {
+        name: piece
+        for name, piece in strategy.megatron_parallel.sharded_state_dict(metadata=metadata).items()
+        if ".adapter." in name
+    }
+    found = strategy.unwrapped_checkpoint_io.load_checkpoint(weights, sharded_state_dict={"state_dict": pieces})
+    strategy.load_model_state_dict({"state_dict": found["state_dict"]}, strict=False)
+    for optimizer in trainer.optimizers:
+        # Half-precision weights have a float32 copy in the optimizer, which would overwrite them.
+        getattr(optimizer, "mcore_optimizer", optimizer).reload_model_params()

@@ -1,0 +1,135 @@
+"""Fitting a recipe's model to the checkpoint it starts from: the weights decide what the model is."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from nemo.lightning.ckpt_utils import CONTEXT_PATH, WEIGHTS_PATH
+from nemo.lightning.io import load_context
+from torch.distributed.checkpoint import FileSystemReader
+
+from aligner.common.console import log_rank0
+from aligner.common.errors import CheckpointError
+from aligner.model.adapters import base_of
+
+# Fields of NeMo's GPT configs that say which function the weights are of; all others are the run's own affair.
+FIELDS = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "normalization",
+    "layernorm_epsilon",
+    "layernorm_zero_centered_gamma",
+    "qk_layernorm",
+    "activation_func",
+    "gated_linear_unit",
+    "add_bias_linear",
+    "add_qkv_bias",
+    "position_embedding_type",
+    "rotary_base",
+    "rotary_percent",
+    "rotary_interleaved",
+    "seq_len_interpolation_factor",
+    "scale_factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "old_context_len",
+    "share_embeddings_and_output_weights",
+    "num_moe_experts",
+    "moe_router_topk",
+    "moe_router_pre_softmax",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "moe_ffn_hidden_size",
+    "window_size",
+)
+
+
+def match_checkpoint(model: Any, start: Path, *, update: bool) -> None:
+    """Compare a recipe's model with the one that a checkpoint holds.
+
+    With `update` (the checkpoint was imported from Hugging Face, or is the run's own) the recipe takes over what
+    differs and says so, so that one recipe serves all models of a family; otherwise a difference is refused.
+
+    Raises:
+        CheckpointError: the checkpoint holds another kind of model, or differs and is not to be adopted.
+    """
+    held: Any = load_context(start / CONTEXT_PATH, "model")
+    if type(held).__name__ != type(model).__name__:
+        raise CheckpointError(
+            f"model: the recipe builds a {type(model).__name__}, but {start} holds a {type(held).__name__}; use the "
+            "recipe of that model"
+        )
+    if hasattr(model.config, "scale_factor") and not hasattr(held.config, "scale_factor"):
+        # NeMo's Llama 3.1 always scales rotary angles; by 1 it is a Llama without.
+        held.config.scale_factor = 1.0
+    differ = {
+        name: (getattr(model.config, name), getattr(held.config, name))
+        for name in FIELDS
+        if hasattr(held.config, name) and getattr(model.config, name, None) != getattr(held.config, name)
+    }
+    # Say nothing once the number of rows is kept (`match_vocab_size`), but exporters read them.
+    for name in ("make_vocab_size_divisible_by", "vocab_size"):
+        for config in (model.config, model.__io__.config):
+            setattr(config, name, getattr(held.config, name, None))
+    if not differ:
+        return
+    foreign = [name for name in differ if not hasattr(model.config, name)]
+    if foreign:
+        raise CheckpointError(
+            f"model.config: {start} holds a {type(held.config).__name__} with {', '.join(foreign)}, which the recipe's "
+            f"{type(model.config).__name__} does not know; set model.config to a run.Config of that class"
+        )
+    shown = ", ".join(f"{name} {theirs!r} (recipe: {ours!r})" for name, (ours, theirs) in differ.items())
+    if not update:
+        raise CheckpointError(
+            f"model.config: does not fit {start}, which has {shown}; set these fields, or start from another"
+        )
+    log_rank0(f"model: taken from the checkpoint: {shown}")
+    for name, (_, theirs) in differ.items():
+        setattr(model.config, name, theirs)
+        # What is saved with the run's own checkpoints, and exported from there.
+        setattr(model.__io__.config, name, theirs)
+
+
+def architecture_hash(config: Any) -> str:
+    """Hash of what a config makes of its weights: two models with the same weights may be different functions."""
+    held = {name: getattr(config, name) for name in FIELDS if hasattr(config, name)}
+    told = {name: getattr(value, "__name__", str(value)) for name, value in held.items()}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def match_vocab_size(model: Any, checkpoint: Path, *, tensor_model_parallel_size: int) -> None:
+    """Give the model as many vocabulary rows as the checkpoint has.
+
+    Megatron pads the vocabulary to a multiple that grows with tensor parallelism, and the padding takes part in the
+    softmax: under another size the rows beyond the checkpoint's would be untrained and take probability from every
+    token, so that the same weights would no longer be the same policy.
+
+    Raises:
+        CheckpointError: the checkpoint's rows cannot be divided over the tensor-parallel ranks.
+    """
+    rows = vocabulary_rows(checkpoint)
+    if rows is None:
+        base = base_of(checkpoint)
+        if base is not None:
+            match_vocab_size(model, base, tensor_model_parallel_size=tensor_model_parallel_size)
+        return
+    if rows % tensor_model_parallel_size:
+        raise CheckpointError(
+            f"trainer.strategy.tensor_model_parallel_size: {tensor_model_parallel_size} ranks cannot share the {rows} "
+            f"vocabulary rows of {checkpoint} evenly; use a divisor of {rows}"
+        )
+    model.config.vocab_size = rows
+
+
+def vocabulary_rows(checkpoint: Path) -> int | None:
+    """How many rows the embedding of a checkpoint has; None if it holds none, as adapters alone."""
+    stored: dict[str, Any] = FileSystemReader(checkpoint / WEIGHTS_PATH).read_metadata().state_dict_metadata
+    found = (meta.size[0] for name, meta in stored.items() if name.endswith("embedding.word_embeddings.weight"))
+    return next(found, None)

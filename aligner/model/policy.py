@@ -1,0 +1,173 @@
+"""A Megatron GPT model seen as a policy: what a batch of examples costs it.
+
+`attach` turns any NeMo GPT model into one: it replaces the model's data step, forward step and loss reduction and
+leaves the weights, the parallelism and the trainer as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.utils import unwrap_model
+from nemo.lightning.megatron_parallel import MegatronLossReduction
+from torch import Tensor
+
+from aligner.backend import attention, context_parallel, device
+from aligner.backend.device import communication_device
+from aligner.data.batch import Batch, Split
+from aligner.losses import metrics
+from aligner.losses.logprobs import response_logprobs
+from aligner.losses.objective import Objective, Scored
+from aligner.model import head
+
+
+def data_step(batches: Iterator[Batch], *_: Any) -> Batch:
+    """The next micro-batch, on this rank's device."""
+    return next(batches).cuda()
+
+
+def forward_step(model: Any, batch: Batch) -> Tensor:
+    """Negative log-probability of every label of a response, `[R, T]` float32 nats, on the last pipeline stage.
+
+    Under context parallelism of those positions that this rank holds. Without a mask the attention is causal; padding
+    stands on the right, so nothing else is needed.
+    """
+    packed, tokens, positions = None, batch.tokens_RT, batch.positions_RT
+    labels, scored = batch.labels_RT, batch.labels_RT.masked_fill(~batch.loss_mask_RT(), head.IGNORE_INDEX)
+    if batch.cu_seqlens is not None:
+        packed = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=batch.cu_seqlens,
+            cu_seqlens_kv=batch.cu_seqlens,
+            max_seqlen_q=batch.max_seqlen,
+            max_seqlen_kv=batch.max_seqlen,
+        )
+    if context_parallel.cp_size() > 1:
+        held = context_parallel.local_positions(batch.sequence_lengths()).to(tokens.device)
+        tokens, positions, labels, scored = (x[:, held] for x in (tokens, positions, labels, scored))
+    with head.fused_linear_cross_entropy(unwrap_model(model.module), scored):
+        return model(tokens, positions, None, labels=labels, packed_seq_params=packed)
+
+
+def logps(batch: Batch, token_nll_RT: Tensor) -> Tensor:
+    """Log-probability of each response, `[P, K]` nats.
+
+    The one way in which responses are scored: in training, validation, for every reference and for KTO's KL.
+    """
+    token_nll_RT = context_parallel.gather_tokens(token_nll_RT, batch.sequence_lengths())
+    return batch.columns(response_logprobs(token_nll_RT, batch.start_S, batch.length_S))
+
+
+def lengths(batch: Batch) -> Tensor:
+    """Scored tokens of each response, `[P, K]`."""
+    return batch.columns(batch.length_S.float())
+
+
+@dataclass
+class StepState:
+    """Values of the global batch under way; `StepPreparation` makes a new one for each step."""
+
+    kl: float = 0.0
+    """KTO's estimate of KL(π ‖ π_ref) over the global batch, nats."""
+    positions_per_example: float | None = None
+    """Mixtures of experts: mean number of positions an example takes in the global batch; None: a dense model."""
+    nonfinite: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Of each micro-batch so far its rows, and which of them have a loss that is not finite."""
+
+
+class LossReduction(MegatronLossReduction):
+    """Sum of the losses of a micro-batch's examples, and how many it is a sum over.
+
+    Megatron (`calculate_per_token_loss`) adds the sums up over micro-batches and ranks and divides the gradient
+    by the number of examples in the global batch, so each weighs the same wherever it fell.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+        self.total: Tensor = metrics.empty()
+        """Sums of everything since `pop_metrics`, on this rank."""
+        self.reference: Tensor | None = None
+        """The reference's log-probabilities of the split's examples, `[rows, K]`, on this rank's device."""
+        self.state = StepState()
+
+    def forward(self, batch: Batch, forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        logp, length = logps(batch, forward_out), lengths(batch)
+        scored = Scored(
+            logp_PK=logp,
+            reference_PK=torch.zeros_like(logp) if self.reference is None else self.reference[batch.index_P],
+            length_PK=length,
+            reward_P2=batch.reward_P2,
+            desirable_P=batch.desirable_P,
+            valid_P=batch.valid_P,
+            tokens_P=batch.columns(batch.total_S.float()).sum(dim=1),
+            kl=self.state.kl,
+        )
+        total, preference, sft = self.objective(scored)
+        sums = metrics.sums(self.objective.compute_metrics(scored, total, preference, sft))
+        valid = batch.valid_P
+        self.state.nonfinite.append((batch.index_P, ~total.detach().isfinite() & (valid > 0)))
+        # Ranks that share an example all see the whole of it; one of them counts it.
+        count = valid.sum().int() * (context_parallel.cp_rank() == 0)
+        summed = (total * valid).sum()
+        if self.state.positions_per_example is not None:
+            # Megatron's router adds its auxiliary losses up over the ranks that share a micro-batch, each part weighed
+            # by the positions that the rank itself holds, and divides by what is counted here: those of one rank.
+            tensor = parallel_state.get_tensor_model_parallel_world_size()
+            held = torch.tensor(forward_out.numel() // tensor, device=count.device)
+            count = held.int() * (context_parallel.cp_rank() == 0)
+            summed = summed * self.state.positions_per_example / (tensor * context_parallel.cp_size())
+        return summed, count, {"sums": sums}
+
+    def reduce(self, losses_reduced_per_micro_batch: Any) -> Tensor:
+        step = torch.stack([x["sums"] for x in losses_reduced_per_micro_batch]).sum(dim=0)
+        self.total = self.total.to(step.device) + step
+        # This rank's mean; the logged one is exact over ranks (aligner.losses.metrics).
+        loss, count = step[metrics.NAMES.index("loss")]
+        return (loss / count.clamp(min=1)).float()
+
+    def pop_metrics(self) -> dict[str, float]:
+        """The metrics since the last call, over all ranks; every rank must call."""
+        taken, self.total = metrics.all_reduce_sums(self.total.to(communication_device())), metrics.empty()
+        return metrics.finalize(taken)
+
+
+def attach_objective(model: Any, objective: Objective, *, interleaved: bool = False) -> dict[Split, LossReduction]:
+    """Make a NeMo GPT model minimise `objective` over batches; returns where metrics gather, by split."""
+    model.config.data_step_fn = data_step
+    model.config.forward_step_fn = forward_step
+    model.config.calculate_per_token_loss = True
+    # Micro-batches have shapes of their own, which pipeline stages tell each other; unless stages are interleaved:
+    # two messages that cross between the same two ranks would be taken for each other (`aligner.data.loader` pads them).
+    model.config.variable_seq_lengths = not interleaved
+    if interleaved:
+        # Megatron's own rule for two ranks: forward and backward messages need channels of their own.
+        model.config.overlap_p2p_comm, model.config.batch_p2p_comm = True, False
+    if device.no_transformer_engine():
+        attention.replace_attention(model.config)
+    # Megatron refuses its default dispatcher with variable lengths, even in models without experts.
+    if model.config.moe_token_dispatcher_type == "allgather":
+        model.config.moe_token_dispatcher_type = "alltoall"
+    reductions: dict[Split, LossReduction] = {s: LossReduction(objective) for s in ("train", "validation")}
+    _reduce_by(model, reductions)
+    # NeMo asks this for the further stages of a rank when stages are interleaved; built from the recipe alone they
+    # would know nothing of the above.
+    model.reinit = functools.partial(_further_stage, model, reductions)
+    return reductions
+
+
+def _reduce_by(model: Any, reductions: dict[Split, LossReduction]) -> None:
+    model._training_loss_reduction = reductions["train"]
+    model._validation_loss_reduction = reductions["validation"]
+
+
+def _further_stage(model: Any, reductions: dict[Split, LossReduction]) -> Any:
+    stage = type(model)(model.config, tokenizer=model.tokenizer)
+    _reduce_by(stage, reductions)
+    return stage

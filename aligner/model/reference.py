@@ -1,0 +1,270 @@
+"""Whose log-probabilities the policy is held to: the starting policy, scored beforehand or kept; or one that follows.
+
+    Cached          the starting policy, scored once before training; costs no memory and no time after that
+    Frozen          the starting policy, kept as a copy of the weights that are trained
+    AdaptersOff     the base model below fresh adapters
+    Moving          a copy that follows the policy
+
+`reference=None` is for objectives that need none. All of them score by `aligner.model.scoring`, without dropout and in the
+precision of training.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from aligner.backend.hardware import compute_dtype
+from aligner.common.console import log_rank0
+from aligner.common.errors import CheckpointError, ConfigError
+from aligner.common.files import atomic_write
+from aligner.data.batch import Split
+from aligner.data.module import AlignDataModule
+from aligner.model import architecture, weight_copy
+from aligner.model.scoring import score_split
+from aligner.model.weights_hash import weights_hash
+
+VERSION = 2
+"""Raise this when scoring changes in a way that alters its numbers: older caches are then passed over."""
+
+
+class Reference:
+    """What the references have in common."""
+
+    scored_per_step = True
+    """Whether each batch is scored when its turn comes, by the model with the reference's weights in place."""
+    scores_expire = False
+    """Whether a score is out of date when the same row comes again."""
+
+    def prepare(self, trainer: Any, data: AlignDataModule, *, runs: Path, resumed: Path | None) -> dict[Split, Tensor]:
+        """Get ready before the first step of a job; every rank must call.
+
+        The policy's weights are the starting ones, or those of the checkpoint `resumed`.
+
+        Returns:
+            Log-probabilities of all rows of each split, `[rows, K]` nats; of a live reference yet to be filled in.
+        """
+        return {split: torch.zeros(len(rows), len(rows[0].responses)) for split, rows in data.datasets.items()}
+
+    def use_reference_model(self) -> contextlib.AbstractContextManager[None]:
+        """Within this, the model is the reference."""
+        raise NotImplementedError
+
+    def after_step(self, step: int) -> None:
+        """The policy has made its `step`-th step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold, the same on all ranks."""
+        return {"kind": type(self).__name__}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["kind"] != type(self).__name__:
+            raise ConfigError(
+                f"reference: the run began with {state['kind']} and would go on with {type(self).__name__}; restore "
+                "it, or start under another log.name"
+            )
+
+    def sharded_state(self) -> dict[str, Any]:
+        """What a checkpoint must hold, as Megatron's sharded tensors."""
+        return {}
+
+
+@dataclass(kw_only=True)
+class CachedReference(Reference):
+    """Log-probabilities of the starting policy, computed once before training and kept on disk.
+
+    Args:
+        dir: folder of the cache; None is `reference` beside the runs (`log.log_dir`), shared by all of them.
+    """
+
+    dir: Optional[str] = None
+
+    weights: Optional[str] = field(default=None, init=False)
+    """Fingerprints of the reference's weights and function; a resumed run takes them from its checkpoint."""
+
+    scored_per_step = False
+
+    def prepare(self, trainer: Any, data: AlignDataModule, *, runs: Path, resumed: Path | None) -> dict[Split, Tensor]:
+        """See `Reference.prepare`.
+
+        Raises:
+            CheckpointError: a resumed run's cache is gone; its starting weights are no longer in memory.
+        """
+        if resumed is None:
+            function = architecture.architecture_hash(trainer.lightning_module.config)
+            self.weights = f"{weights_hash(trainer.strategy.megatron_parallel)} {function}"
+        folder = Path(self.dir).expanduser() if self.dir else runs / "reference"
+        reference: dict[Split, Tensor] = {}
+        for split in data.datasets:
+            path = folder / f"{self.key(data, split, _dtype(trainer))}.safetensors"
+            scores = _load(path, trainer)
+            if scores is not None:
+                log_rank0(f"reference of {split}: {len(scores)} rows from {path}")
+            elif resumed is not None:
+                raise CheckpointError(
+                    f"reference.dir: {path} is gone, or data.{split} is not what it was, and the weights in memory are "
+                    "already trained, so it cannot be computed again; put back what changed, or start the run anew "
+                    "under another log.name"
+                )
+            else:
+                scores = score_split(trainer, data, split)
+                _save(scores, path, trainer)
+                log_rank0(f"reference of {split}: {len(scores)} rows scored, kept in {path}")
+            reference[split] = scores
+        return reference
+
+    def key(self, data: AlignDataModule, split: Split, dtype: torch.dtype) -> str:
+        """Name of the cache: the weights, tokens, masks, precision and scoring code that the numbers come from."""
+        parts = {
+            "weights": self.weights,
+            "tokens": data.fingerprint(split),
+            "dtype": str(dtype),
+            "code": VERSION,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.weights = state["weights"]
+
+
+@dataclass(kw_only=True)
+class FrozenReference(Reference):
+    """A copy of the starting policy's trained weights; with LoRA, of the adapters.
+
+    For data that changes from epoch to epoch, or too large to score beforehand. Costs the copy's memory and a
+    forward pass each step.
+
+    Args:
+        cpu_offload: keep the copy in the host's memory; it is exchanged with the policy's weights for each scoring.
+    """
+
+    cpu_offload: bool = False
+
+    def prepare(self, trainer: Any, data: AlignDataModule, *, runs: Path, resumed: Path | None) -> dict[Split, Tensor]:
+        """See `Reference.prepare`."""
+        model = trainer.strategy.megatron_parallel
+        self._copies = weight_copy.WeightCopy(model, cpu_offload=self.cpu_offload, dtype=self._dtype())
+        if resumed is not None:
+            self._copies.load(resumed)
+        return super().prepare(trainer, data, runs=runs, resumed=resumed)
+
+    def _dtype(self) -> Optional[torch.dtype]:
+        return None
+
+    def use_reference_model(self) -> contextlib.AbstractContextManager[None]:
+        return self._copies.use_copy()
+
+    def sharded_state(self) -> dict[str, Any]:
+        return self._copies.sharded()
+
+
+@dataclass(kw_only=True)
+class SyncedReference(FrozenReference):
+    """A reference that follows the policy: every n steps π_ref ← α π + (1 - α) π_ref, on the weights.
+
+    `mixup_alpha=1` copies the policy; with `sync_steps=1` and a small α it is an exponential average.
+
+    Args:
+        mixup_alpha: share of the policy (TRL: `ref_model_mixup_alpha`).
+        sync_steps: optimizer steps from one to the next (TRL: `ref_model_sync_steps`).
+
+    Source: Gorbatovski et al. 2024, TR-DPO, arXiv 2404.09656.
+    """
+
+    mixup_alpha: float = 0.6
+    sync_steps: int = 512
+
+    scores_expire = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mixup_alpha <= 1:
+            raise ConfigError(f"reference.mixup_alpha: must be above 0 and at most 1, found {self.mixup_alpha}")
+        if self.sync_steps < 1:
+            raise ConfigError(f"reference.sync_steps: must be at least 1 step, found {self.sync_steps}")
+
+    def _dtype(self) -> Optional[torch.dtype]:
+        # A small step would vanish in the rounding of a half-precision copy.
+        return torch.float32
+
+    def after_step(self, step: int) -> None:
+        if step % self.sync_steps == 0:
+            self._copies.ema_update(self.mixup_alpha)
+
+
+@dataclass(kw_only=True)
+class BaseModelReference(Reference):
+    """The base model, scored with the adapters of LoRA or DoRA switched off; no second set of any weights.
+
+    Only for fresh adapters. Those that are resumed are part of the reference: use `CachedReference`, or `FrozenReference`, which copies
+    the adapters alone.
+    """
+
+    def prepare(self, trainer: Any, data: AlignDataModule, *, runs: Path, resumed: Path | None) -> dict[Split, Tensor]:
+        """See `Reference.prepare`.
+
+        Raises:
+            ConfigError: the model has no adapters that can be switched off.
+        """
+        from nemo.lightning.pytorch.callbacks.peft import AdapterWrapper
+
+        chunks = trainer.strategy.megatron_parallel
+        self._wrappers = [m for chunk in chunks for m in chunk.modules() if isinstance(m, AdapterWrapper)]
+        if not self._wrappers:
+            raise ConfigError(
+                "reference: BaseModelReference, but the model's adapters are not of a kind that can be switched off; use "
+                "run.Config(CachedReference)"
+            )
+        return super().prepare(trainer, data, runs=runs, resumed=resumed)
+
+    @contextlib.contextmanager
+    def use_reference_model(self) -> Iterator[None]:
+        for wrapper in self._wrappers:
+            wrapper.forward = _bare(wrapper)
+        try:
+            yield
+        finally:
+            for wrapper in self._wrappers:
+                del wrapper.forward
+
+
+def _bare(wrapper: Any) -> Any:
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Optional[Tensor]]:
+        output, bias, _ = wrapper.base_linear_forward(x, *args, **kwargs)
+        return output, bias
+
+    return forward
+
+
+def _dtype(trainer: Any) -> torch.dtype:
+    return compute_dtype(trainer.strategy.megatron_parallel[0].config)
+
+
+def _load(path: Path, trainer: Any) -> Tensor | None:
+    """The cached scores, read by rank 0 alone: other nodes may see a file later."""
+    scores: Tensor | None = None
+    if trainer.is_global_zero and path.exists():
+        try:
+            scores = safetensors.torch.load_file(path)["logps"]
+        except (safetensors.SafetensorError, KeyError) as error:
+            log_rank0(f"reference cache {path} is damaged ({error}) and will be made again")
+    shared = [scores]
+    torch.distributed.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
+def _save(scores: Tensor, path: Path, trainer: Any) -> None:
+    if trainer.is_global_zero:
+        with atomic_write(path) as partial:
+            safetensors.torch.save_file({"logps": scores.contiguous()}, partial)
+    torch.distributed.barrier()

@@ -1,0 +1,93 @@
+"""Scoring without learning: log-probabilities of batches under the weights that are in place."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from nemo.lightning.megatron_parallel import MegatronLossReduction
+from torch import Tensor
+from tqdm import tqdm
+
+from aligner.backend.device import communication_device
+from aligner.data.batch import Batch, Split
+from aligner.data.module import AlignDataModule
+from aligner.model import policy
+
+SCORING = -1
+"""Number of a step that scores, so that what watches Megatron's steps can tell it from one of the run."""
+
+
+class _Collected(MegatronLossReduction):
+    """Hands scores over instead of a loss; only the last pipeline stage calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores: list[tuple[Batch, Tensor]] = []
+
+    def forward(self, batch: Batch, forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        self.scores.append((batch, policy.logps(batch, forward_out)))
+        return forward_out.sum() * 0, batch.valid_P.sum().int(), {}
+
+    def reduce(self, losses_reduced_per_micro_batch: Any) -> Tensor:
+        return torch.zeros(())
+
+
+def step_kwargs(batches: list[Batch]) -> dict[str, int]:
+    """What Megatron is told of a step; but for interleaved stages, micro-batches need not look like the first."""
+    rows, length = batches[0].tokens_RT.shape
+    return {"num_microbatches": len(batches), "micro_batch_size": rows, "seq_length": length}
+
+
+def score_batches(trainer: Any, batches: list[Batch]) -> list[tuple[Batch, Tensor]]:
+    """The micro-batches of one global batch with their log-probabilities, `[P, K]` nats.
+
+    Every rank must call; ranks other than those of the last pipeline stage get none. The forward pass is the one
+    that training makes, without dropout.
+    """
+    model, collected = trainer.strategy.megatron_parallel, _Collected()
+    with _evaluating(model), torch.no_grad(), trainer.precision_plugin.val_step_context():
+        model.validation_step(iter(batches), loss_reduction=collected, step_i=SCORING, **step_kwargs(batches))
+    return collected.scores
+
+
+def score_split(trainer: Any, data: AlignDataModule, split: Split) -> Tensor:
+    """Log-probabilities of the responses of every row of a split, `[rows, K]` float32 nats, on every rank.
+
+    A run that scores and one that finds its scores draw the same random numbers afterwards (TRL's issue 7083).
+    """
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        return _score_split(trainer, data, split)
+
+
+def _score_split(trainer: Any, data: AlignDataModule, split: Split) -> Tensor:
+    # A DataLoader draws its workers' seed from torch's generator.
+    loader = trainer.strategy.process_dataloader(data.scoring_dataloader(split))
+    rows = data.datasets[split]
+    # The last column counts how many ranks scored a row: tensor-parallel ones all do.
+    total = torch.zeros(len(rows), len(rows[0].responses) + 1, dtype=torch.float64)
+    for batches in tqdm(loader, f"Reference of {split}", unit="batch", disable=not trainer.is_global_zero):
+        for batch, logp_PK in score_batches(trainer, batches):
+            valid = batch.valid_P.bool()
+            found = torch.cat([logp_PK, torch.ones_like(logp_PK[:, :1])], dim=1)
+            total[batch.index_P[valid].cpu()] = found[valid].double().cpu()
+    total = total.to(communication_device())
+    torch.distributed.all_reduce(total)
+    total = total.cpu()
+    assert bool((total[:, -1] > 0).all()), "a row was not scored"
+    return (total[:, :-1] / total[:, -1:]).float()
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    chunks = list(model)
+    training = [chunk.training for chunk in chunks]
+    for chunk in chunks:
+        chunk.eval()
+    try:
+        yield
+    finally:
+        for chunk, was in zip(chunks, training, strict=True):
+            chunk.train(was)

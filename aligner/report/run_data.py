@@ -1,0 +1,119 @@
+"""What a run's folder says of the run: metrics, recipe, jobs, what was noticed on the way, sample answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aligner.common import run_folder
+from aligner.common.errors import CheckpointError
+from aligner.common.run_folder import read_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """A run as its folder tells it."""
+
+    folder: Path
+    metrics: list[dict[str, float]]
+    recipe: dict[str, Any]
+    """As `config.yaml` has it; empty if nobody knew it."""
+    jobs: list[dict[str, Any]]
+    """The processes that worked on it, the first one first."""
+    notes: list[dict[str, Any]]
+    samples: list[dict[str, str]]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def curve(self, metric: str) -> tuple[list[float], list[float]]:
+        """Steps and values of a metric, `train/loss` for example."""
+        rows = [(row["step"], row[metric]) for row in self.metrics if metric in row]
+        return [step for step, _ in rows], [value for _, value in rows]
+
+    def settings(self) -> dict[str, str]:
+        """The recipe flat: `loss.beta` -> `0.1`."""
+        return dict(_flat(self.recipe))
+
+
+def read(folder: str | Path) -> RunData:
+    """The facts of a run.
+
+    Raises:
+        CheckpointError: the folder is none of a run.
+    """
+    run = Path(folder).expanduser()
+    metrics = read_metrics(run / run_folder.METRICS)
+    if not metrics:
+        raise CheckpointError(
+            f"{folder}: has no metrics.csv with a line; expected the folder of a run, as runs/tiny_dpo"
+        )
+    recipe = run / run_folder.RECIPE
+    return RunData(
+        folder=run,
+        metrics=metrics,
+        recipe=yaml.safe_load(recipe.read_text()) if recipe.is_file() else {},
+        jobs=[json.loads(path.read_text()) for path in run_folder.job_files(run)],
+        notes=run_folder.read_lines(run / run_folder.PROVENANCE / run_folder.NOTES),
+        samples=run_folder.read_lines(run / run_folder.SAMPLES),
+    )
+
+
+def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, dict):
+        inner = [(f"{path}.{key}" if path else str(key), part) for key, part in value.items() if key != "_partial_"]
+        return [pair for where, part in inner for pair in _flat(part, where)]
+    return [(path, str(value))]
+
+
+def diagnose(run: RunData) -> list[str]:
+    """What a reader of the curves should not overlook, and what was noticed while the run went on."""
+    return [*(f"step {n['step']}: {n['text']}" for n in run.notes), *_ends(run), *_overfits(run), *_drifts(run)]
+
+
+def _ends(run: RunData) -> list[str]:
+    said = []
+    for number, job in enumerate(run.jobs, start=1):
+        ended = job.get("ended")
+        if ended is None and number < len(run.jobs):
+            said.append(f"job {number} of {len(run.jobs)} left no word of its end: it was killed, or its machine was")
+        elif ended and ended["status"] == "failed":
+            said.append(f"job {number} of {len(run.jobs)} failed: {ended['error']}")
+    return said
+
+
+def _overfits(run: RunData) -> list[str]:
+    steps, losses = run.curve("val/loss")
+    if len(losses) < 3:
+        return []
+    best = min(range(len(losses)), key=losses.__getitem__)
+    if losses[-1] <= losses[best] * 1.05 + 1e-3:
+        return []
+    return [
+        f"the validation loss was lowest at step {steps[best]:.0f} ({losses[best]:.4g}) and ended at {losses[-1]:.4g}: "
+        "the run learned its rows by heart from there on; fewer steps, a larger beta or a lower rate "
+        "(log.ckpt.monitor=val/loss keeps the best)"
+    ]
+
+
+def _drifts(run: RunData) -> list[str]:
+    said = []
+    split = "val" if run.curve("val/acc")[1] else "train"
+    chosen, accuracy = run.curve(f"{split}/rewards_chosen_mean")[1], run.curve(f"{split}/acc")[1]
+    logps, lengths = run.curve(f"{split}/logps_chosen_mean")[1], run.curve(f"{split}/chosen_lengths")[1]
+    if len(chosen) >= 3 and chosen[-1] < 0 and logps[-1] < logps[0] - 0.5 * statistics.fmean(lengths):
+        said.append(
+            f"log p of the chosen responses fell from {logps[0]:.4g} to {logps[-1]:.4g} nats: the margin grew by "
+            "pushing both down; sft_loss_weight holds the chosen ones up"
+        )
+    if len(accuracy) >= 3 and accuracy[-1] <= 0.52:
+        said.append(
+            f"accuracy ended at {accuracy[-1]:.2f}: chance; more steps, a higher rate, or rows that can be told"
+        )
+    return said

@@ -1,0 +1,69 @@
+"""Answers before and after a run: prompts are answered by the model it started from and by the one it made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from aligner.checkpoint import folders
+from aligner.common import run_folder
+from aligner.common.errors import CheckpointError
+from aligner.common.files import atomic_write
+from aligner.data.rows import TextOrMessages
+from aligner.generate import journal
+from aligner.report import run_data
+
+
+def write_samples(folder: Path, prompts: str, *, max_tokens: int) -> None:
+    """Answer prompts by the model that a run started from and by the one that it made.
+
+    Raises:
+        CheckpointError: either is not there.
+        RowError: a prompt is not as it must be.
+    """
+    from aligner.generate.generation import generate_responses
+    from aligner.generate.megatron_engine import MegatronEngine
+
+    run = run_data.read(folder)
+    newest = folders.latest_checkpoint(folder)
+    start = next((job["initialized_from"] for job in run.jobs if job["initialized_from"]), None)
+    if newest is None or start is None or not Path(start).exists():
+        missing = "has no checkpoint" if newest is None else f"started from {start or 'random weights'}"
+        raise CheckpointError(f"{folder}: {missing}; expected a run with the checkpoint that it made and its start")
+    apply_chat_template = bool(run.recipe.get("data", {}).get("apply_chat_template"))
+    answers: list[dict[str, Any]] = []
+    for side, checkpoint in (("before", start), (f"after-step-{folders.step_of(newest)}", str(newest))):
+        engine = MegatronEngine(checkpoint=checkpoint, apply_chat_template=apply_chat_template)
+        output = folder / run_folder.PROVENANCE / "samples" / f"{side}-{max_tokens}-{Path(prompts).name}"
+        generate_responses(prompts, str(output), engine, num_generations=1, temperature=0, max_tokens=max_tokens)
+        answers.append({row["key"]: row for row in journal.read(output)})
+    before, after = answers
+    rows = [
+        {"prompt": _plain(row["prompt"]), "before": row["response"], "after": after[key]["response"]}
+        for key, row in before.items()
+    ]
+    with atomic_write(folder / run_folder.SAMPLES) as partial:
+        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    columns = ["prompt", "before", "after"]
+    _log_samples(folder, run.recipe, columns, [[row[name] for name in columns] for row in rows])
+
+
+def _plain(text: TextOrMessages) -> str:
+    return text if isinstance(text, str) else "\n".join(f"{m['role']}: {m['content']}" for m in text)
+
+
+def _log_samples(folder: Path, recipe: dict[str, Any], columns: list[str], rows: list[Any]) -> bool:
+    """A table of answers in the W&B run of a folder; False if it has none."""
+    wandb_id = folder / run_folder.PROVENANCE / run_folder.WANDB_ID
+    settings = recipe.get("log", {}).get("wandb") or {}
+    if not wandb_id.is_file():
+        return False
+    import wandb
+
+    held = {name: settings[name] for name in ("project", "entity") if settings.get(name)}
+    mode: Any = "offline" if settings.get("offline") else "online"
+    run = wandb.init(id=wandb_id.read_text().strip(), resume="allow", dir=str(folder), mode=mode, **held)
+    run.log({"samples": wandb.Table(columns=list[Any](columns), data=rows)})
+    run.finish()
+    return True

@@ -1,0 +1,206 @@
+"""What is refused before anything is written: arguments that contradict each other or this machine."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from typing import get_args
+
+from nemo.lightning import MegatronStrategy
+
+from aligner.backend import device
+from aligner.backend.hardware import fused_adam
+from aligner.callbacks.checkpointing import CheckpointCallback
+from aligner.common.errors import ConfigError
+from aligner.data.examples import Overlong
+from aligner.data.microbatches import CONCATENATED, Batching
+from aligner.data.module import AlignDataModule
+from aligner.data.prepacked import is_packed
+from aligner.model.parallelism import special_attention
+from aligner.model.reference import BaseModelReference
+from aligner.train.arguments import RunArguments
+
+
+def check_arguments(arguments: RunArguments) -> None:
+    """What can be told from the arguments alone.
+
+    Raises:
+        ConfigError: naming the one that is wrong.
+    """
+    for name in ("preference_loss_weight", "sft_loss_weight"):
+        if not 0 <= getattr(arguments, name) < math.inf:
+            raise ConfigError(f"{name}: must not be negative, found {getattr(arguments, name)}")
+    if not arguments.preference_loss_weight and not arguments.sft_loss_weight:
+        raise ConfigError(
+            "preference_loss_weight, sft_loss_weight: both are 0, so there is nothing to learn; raise one"
+        )
+    if not isinstance(arguments.trainer.strategy, MegatronStrategy):
+        raise ConfigError(
+            f"trainer.strategy: must be NeMo's MegatronStrategy, found {type(arguments.trainer.strategy).__name__}"
+        )
+    limit = arguments.trainer.limit_train_batches
+    if limit not in (1.0, None) or isinstance(limit, int):  # 1 is one batch, 1.0 all of them
+        raise ConfigError(
+            f"trainer.limit_train_batches: {limit} would show the run the same global batches over and over; leave it "
+            "out, and set trainer.max_steps"
+        )
+    _check_loss(arguments)
+    _check_folders(arguments)
+    if not isinstance(arguments.logger.ckpt, CheckpointCallback):
+        raise ConfigError(
+            f"log.ckpt: is {type(arguments.logger.ckpt).__name__}; a run saves with "
+            "run.Config(aligner.callbacks.checkpointing.CheckpointCallback), as every recipe does"
+        )
+    if arguments.optim is None:
+        raise ConfigError("optim: is None; give NeMo's MegatronOptimizerModule, as every recipe does")
+    lr, least = arguments.optim.config.lr, getattr(arguments.optim.lr_scheduler, "min_lr", None)
+    if lr is not None and least is not None and least > lr:
+        raise ConfigError(
+            f"optim.lr_scheduler.min_lr: {least} is above optim.config.lr={lr}; a rate that stays constant after the "
+            f"warm-up has both alike: optim.config.lr={lr} optim.lr_scheduler.min_lr={lr}"
+        )
+
+
+def _check_loss(arguments: RunArguments) -> None:
+    if not arguments.preference_loss_weight:
+        return
+    try:
+        needs_reference = arguments.objective.needs_reference
+    except ValueError as error:
+        # Those of the losses begin with the argument that is wrong.
+        raise ConfigError(f"loss{'.' if re.match(r'[a-z_, ]+: ', str(error)) else ': '}{error}") from None
+    if needs_reference and arguments.reference is None:
+        raise ConfigError(
+            "reference: is None, but the loss holds the policy to a reference; "
+            "use run.Config(aligner.model.reference.CachedReference), or preference_loss_weight=0"
+        )
+    if needs_reference and isinstance(arguments.reference, BaseModelReference) and arguments.peft is None:
+        raise ConfigError(
+            "reference: BaseModelReference, but peft is None, so there are no adapters to switch off; set "
+            "peft=run.Config(llm.peft.LoRA), or use run.Config(CachedReference)"
+        )
+    live = needs_reference and arguments.reference is not None and arguments.reference.scored_per_step
+    if live and getattr(arguments.strategy.ddp_config, "overlap_param_gather", False):
+        raise ConfigError(
+            "trainer.strategy.ddp.overlap_param_gather: True, but a live reference takes the weights' place while "
+            "they would be gathered; set it to False, or use run.Config(aligner.model.reference.CachedReference)"
+        )
+
+
+def _check_folders(arguments: RunArguments) -> None:
+    for name in ("explicit_log_dir", "version"):
+        if getattr(arguments.logger, name):
+            raise ConfigError(f"log.{name}: is set; a run lives in log.log_dir/log.name, so that it can be continued")
+    if not arguments.logger.name:
+        raise ConfigError("log.name: is empty; name the run")
+    # NeMo takes `~` as it stands.
+    arguments.logger.log_dir = str(arguments.runs)
+    for name in ("resume_from_path", "resume_from_directory", "resume_past_end"):
+        if getattr(arguments.resume, name, None):
+            raise ConfigError(
+                f"resume.{name}: is set; a run goes on from its own folder (log.log_dir, log.name), a fresh one "
+                "starts from resume.restore_config.path or resume.init_stage"
+            )
+    if arguments.resume and arguments.resume.restore_config and arguments.resume.init_stage:
+        raise ConfigError("resume.restore_config, resume.init_stage: both say where to start; set one to None")
+
+
+def check_parallelism(arguments: RunArguments) -> None:
+    """How the ranks are divided, and the batches over them.
+
+    Raises:
+        ConfigError: they cannot be, or not in this version; or a size is not positive.
+    """
+    parallel = arguments.strategy.parallelism
+    world = arguments.num_ranks
+    context = parallel.context_parallel_size
+    cut = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * context
+    if world % cut:
+        raise ConfigError(
+            f"trainer.strategy: {world} ranks cannot be divided into groups of "
+            f"tensor_model_parallel_size={parallel.tensor_model_parallel_size} times "
+            f"pipeline_model_parallel_size={parallel.pipeline_model_parallel_size}"
+            + (f" times context_parallel_size={context}" if context > 1 else "")
+        )
+    _check_batches(arguments.data, data_parallel_size=world // cut)
+    _check_concatenated(arguments)
+
+
+def check_world_size(arguments: RunArguments) -> None:
+    """That as many ranks were started as the run is to have.
+
+    Raises:
+        ConfigError: there are others.
+    """
+    world = arguments.num_ranks
+    started = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1)))
+    if world != started:
+        raise ConfigError(
+            f"trainer.devices, trainer.num_nodes: {arguments.trainer.num_devices} x {arguments.trainer.num_nodes} = {world} "
+            f"ranks, but {started} were started; launch with an executor of as many ranks, for example "
+            f"run.executor=local run.executor.ntasks_per_node={world}"
+        )
+
+
+def check_hardware(arguments: RunArguments) -> None:
+    """What this machine lacks.
+
+    Raises:
+        ConfigError: the run needs it.
+    """
+    assert arguments.optim is not None
+    if getattr(arguments.optim.config, "use_distributed_optimizer", False) and not fused_adam():
+        raise ConfigError(
+            "optim.config.use_distributed_optimizer: True, but neither Transformer Engine nor Apex is here; "
+            "without their Adam, Megatron saves this optimizer and cannot load it. Install transformer-engine "
+            "on a GPU, or set it to False"
+        )
+    data, config = arguments.data, arguments.model.config
+    asked = special_attention(config)
+    if _lies_end_to_end(data) and asked and device.no_transformer_engine():
+        raise ConfigError(
+            f"data.batching: {data.batching} lays sequences end to end, but the model asks for {', '.join(asked)}, "
+            "which without Transformer Engine only Megatron's attention for padded batches knows; use "
+            "data.batching=length_grouped, or install transformer-engine on a GPU"
+        )
+
+
+def _check_concatenated(arguments: RunArguments) -> None:
+    """Sequences that lie end to end need an attention that keeps them apart."""
+    data, config = arguments.data, arguments.model.config
+    if _lies_end_to_end(data) and getattr(config, "attn_logit_softcapping", None):
+        raise ConfigError(
+            f"data.batching: {data.batching} lays sequences end to end, which NeMo's attention for "
+            "model.config.attn_logit_softcapping (Gemma 2) refuses; use data.batching=length_grouped"
+        )
+
+
+def _lies_end_to_end(data: AlignDataModule) -> bool:
+    return data.batching in CONCATENATED or any(map(is_packed, (data.train, data.validation)))
+
+
+def _check_batches(data: AlignDataModule, *, data_parallel_size: int) -> None:
+    if not data.train:
+        raise ConfigError("data.train: is empty; give a file of preference rows")
+    for name, kinds in (("overlong", Overlong), ("batching", Batching)):
+        if getattr(data, name) not in get_args(kinds):
+            raise ConfigError(f"data.{name}: {getattr(data, name)!r} is not one of {', '.join(get_args(kinds))}")
+    for name in ("micro_batch_size", "global_batch_size", "seq_length"):
+        if getattr(data, name) < 1:
+            raise ConfigError(f"data.{name}: must be at least 1, found {getattr(data, name)}")
+    if data.packed_sequence_size is not None and data.packed_sequence_size < 1:
+        raise ConfigError(f"data.packed_sequence_size: must be at least 1, found {data.packed_sequence_size}")
+    packed = data.batching == "packed"
+    if data.packed_sequence_size is not None and not packed:
+        raise ConfigError(
+            f"data.packed_sequence_size: {data.packed_sequence_size}, but data.batching is {data.batching!r}, which has no packs; set "
+            "data.batching=packed, or leave data.packed_sequence_size None"
+        )
+    per_pass = data_parallel_size * (1 if packed else data.micro_batch_size)
+    if data.global_batch_size % per_pass:
+        sizes = "" if packed else f"data.micro_batch_size={data.micro_batch_size} times "
+        raise ConfigError(
+            f"data.global_batch_size: {data.global_batch_size} cannot be cut into micro-batches: "
+            f"{sizes}{data_parallel_size} data-parallel ranks is {per_pass}; use a multiple of {per_pass}"
+        )

@@ -1,0 +1,173 @@
+"""What a run means: the settings that its numbers follow from, as they are compared when it is resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aligner.common.errors import ConfigError
+from aligner.train.arguments import RunArguments
+
+Settings = dict[str, Any]
+"""By the path under which a recipe has them; numbers, strings, or None."""
+
+FIXED = ("reference", "peft", "model")
+"""What no run can change in its middle: its checkpoints hold them."""
+
+VERSIONS = ("nemo-align", "nemo-toolkit", "megatron-core", "torch", "lightning", "nemo_run")
+"""Distributions whose versions a checkpoint notes."""
+
+OF_DATA = ("seq_length", "seed", "global_batch_size", "apply_chat_template", "overlong")
+OF_MODEL = ("hidden_dropout", "attention_dropout", "moe_aux_loss_coeff", "moe_z_loss_coeff")
+OF_OPTIMIZER = ("optimizer", "lr", "min_lr", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_grad")
+NOT_OF_SCHEDULE = ("max_steps", "interval", "frequency", "monitor")
+
+
+def collect(arguments: RunArguments) -> Settings:
+    """The settings of a run whose data is prepared.
+
+    How it is spread over ranks and cut into micro-batches, how long it goes, when it saves and validates are not
+    among them.
+    """
+    data, optim = arguments.data, arguments.optim
+    assert optim is not None
+    found: Settings = {
+        "preference_loss_weight": arguments.preference_loss_weight,
+        "sft_loss_weight": arguments.sft_loss_weight,
+    }
+    if arguments.preference_loss_weight:
+        found |= _call("loss", arguments.loss)
+    if arguments.reference is not None and arguments.objective.needs_reference:
+        found |= _object("reference", arguments.reference, without=("dir", "on_host", "weights"))
+    if arguments.peft is not None:
+        found |= _object("peft", arguments.peft)
+    found |= {f"data.{name}": getattr(data, name) for name in OF_DATA}
+    found |= data.identity()
+    found["model"] = type(arguments.model).__name__
+    found |= {f"model.config.{name}": getattr(arguments.model.config, name, None) for name in OF_MODEL}
+    found |= {f"optim.config.{name}": getattr(optim.config, name, None) for name in OF_OPTIMIZER}
+    found |= _object("optim.lr_scheduler", optim.lr_scheduler, without=NOT_OF_SCHEDULE)
+    return {name: value for name, value in found.items() if _plain(value)}
+
+
+def checkpoint_metadata(arguments: RunArguments, settings: Settings) -> dict[str, Any]:
+    """What a checkpoint of this run says of itself beside its step."""
+    parallel, data = arguments.strategy.parallelism, arguments.data
+    return {
+        "consumed_samples": data.state_dict()["consumed_samples"],
+        "epoch": arguments.trainer.global_step // data.steps_per_epoch,
+        "settings": settings,
+        "layout": {
+            "ranks": arguments.trainer.world_size,
+            "tensor": parallel.tensor_model_parallel_size,
+            "pipeline": parallel.pipeline_model_parallel_size,
+            "context": parallel.context_parallel_size,
+            "expert": parallel.expert_model_parallel_size,
+        },
+        "imported": arguments.resume is not None and arguments.resume.imported,
+        "versions": dict(versions()),
+        "reference weights": getattr(arguments.reference, "weights", None),
+    }
+
+
+@functools.cache
+def versions() -> dict[str, str | None]:
+    """Of each of `VERSIONS` what is installed; None where it is a folder on the path."""
+    found: dict[str, str | None] = {}
+    for name in VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def compare(then: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """What differs, as name -> (then, now).
+
+    Args:
+        allowed: names that may differ, as `resume.allow_changes` has them; "loss" allows "loss.beta", too.
+
+    Raises:
+        ConfigError: something differs that may not; or a name is none.
+    """
+    names = {**then, **now}
+    for name in allowed:
+        if not any(_covers(name, known) for known in names):
+            raise ConfigError(
+                f"resume.allow_changes: {name!r} is no setting of this run; there are: {', '.join(names)}"
+            )
+    differ = {name: (then.get(name), now.get(name)) for name in names if then.get(name) != now.get(name)}
+    refused = {name: pair for name, pair in differ.items() if not any(_covers(a, name) for a in allowed)}
+    refused |= {name: pair for name, pair in differ.items() if any(_covers(fixed, name) for fixed in FIXED)}
+    if not refused:
+        return differ
+    shown = "; ".join(f"{name}: was {old!r}, is {new!r}" for name, (old, new) in sorted(refused.items()))
+    names = ",".join(repr(name) for name in sorted(refused))
+    fixed = [name for name in refused if any(_covers(held, name) for held in FIXED)]
+    allow = "" if fixed else f", or go on all the same with resume.allow_changes=[{names}]"
+    raise ConfigError(
+        f"{shown}. The run would no longer be the one that it was; restore what changed, or start under another "
+        f"log.name{allow}"
+    )
+
+
+def check_experts(layout: Mapping[str, int], arguments: RunArguments, checkpoint: Path) -> None:
+    """See that the optimizer of a mixture of experts can be loaded again.
+
+    Raises:
+        ConfigError: experts were divided and are no longer, or the other way round; Megatron then has other optimizers.
+    """
+    then, now = layout.get("expert", 1), arguments.strategy.parallelism.expert_model_parallel_size
+    distributed = arguments.optim is not None and arguments.optim.config.use_distributed_optimizer
+    if (then > 1) != (now > 1) and not distributed:
+        raise ConfigError(
+            f"trainer.strategy.expert_model_parallel_size: was {then}, is {now}; without its distributed optimizer, "
+            "Megatron cannot load what it saved for the one into the other. Go on with what it was, or begin another "
+            f"run from these weights: another log.name, and resume.restore_config.path={checkpoint}"
+        )
+
+
+def _covers(allowed: str, name: str) -> bool:
+    return name == allowed or name.startswith(f"{allowed}.")
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | list)
+
+
+def _call(path: str, function: Callable[..., Any]) -> Settings:
+    """A function with the arguments that it was given or has by default."""
+    given: dict[str, Any] = {}
+    while isinstance(function, functools.partial):
+        given = {**function.keywords, **given}
+        function = function.func
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+    found: Settings = {path: getattr(function, "__qualname__", type(function).__name__)}
+    for name, value in {**defaults, **given}.items():
+        if isinstance(value, list | tuple) and any(map(callable, value)):
+            for i, part in enumerate(value):
+                found |= _call(f"{path}.{name}[{i}]", part)
+        elif callable(value):
+            found |= _call(f"{path}.{name}", value)
+        else:
+            found[f"{path}.{name}"] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def _object(path: str, value: Any, *, without: Sequence[str] = ()) -> Settings:
+    """An object's class and what it was made with."""
+    if value is None:
+        return {path: None}
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value) if field.init]
+    else:
+        names = [name for name in inspect.signature(type(value).__init__).parameters if name != "self"]
+    held = {name: getattr(value, name) for name in names if name not in without and hasattr(value, name)}
+    return {path: type(value).__name__} | {f"{path}.{name}": found for name, found in held.items()}

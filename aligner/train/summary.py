@@ -1,0 +1,79 @@
+"""What a run has to say at its beginning, of its data, and at its end: a table of before and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from aligner.common.console import log_rank0
+from aligner.common.run_folder import read_metrics
+from aligner.train.arguments import RunArguments
+
+ROWS = {
+    "loss": "loss",
+    "accuracy": "acc",
+    "margin": "rewards_margin_mean",
+    "chosen reward": "rewards_chosen_mean",
+    "rejected reward": "rewards_rejected_mean",
+    "log p(chosen)": "logps_chosen_mean",
+    "log p(rejected)": "logps_rejected_mean",
+}
+
+
+def final_table(run: Path) -> str:
+    """First and last measurement of a run, on held-out pairs where there are any, and where its checkpoints are."""
+    measured = read_metrics(run / "metrics.csv")
+    split = "val" if any("val/loss" in row for row in measured) else "train"
+    rows = [row for row in measured if f"{split}/loss" in row]
+    if not rows:
+        return f"{run}: nothing measured yet"
+    first, last = rows[0], rows[-1]
+    title = "held-out pairs" if split == "val" else "training pairs"
+    head = f"{title:<18}{'step ' + str(int(first['step'])):>12}{'step ' + str(int(last['step'])):>12}"
+    lines = [head, "-" * len(head)]
+    for name, metric in ROWS.items():
+        key = f"{split}/{metric}"
+        if key in first and key in last:
+            lines.append(f"{name:<18}{first[key]:>12.4f}{last[key]:>12.4f}")
+    return "\n".join(
+        [
+            "",
+            *lines,
+            "-" * len(head),
+            f"checkpoints  {run / 'checkpoints'}",
+            f"metrics      {run / 'metrics.csv'}",
+        ]
+    )
+
+
+def log_data_summary(arguments: RunArguments) -> None:
+    """What the rows are and how they are cut."""
+    data, objective = arguments.data, arguments.objective
+    for split, corpus in data.datasets.items():
+        report = corpus.report
+        log_rank0(f"{split}: {report}")
+        if report.kind == "pairs" and not report.with_rewards and "chosen_reward" in objective.required_fields:
+            target = torch.sigmoid(torch.tensor(objective.reward_scale)).item()
+            log_rank0(
+                f"{split}: no row has chosen_reward and rejected_reward, so every pair gets 1 and 0. "
+                "A gap that is the same everywhere says nothing of pairs; under rpo_bwd_kl it is label smoothing "
+                f"with the target {target:.3f}"
+            )
+    left, noun = data.num_samples("train") % data.global_batch_size, "packs" if "train" in data.packs else "examples"
+    if left:
+        log_rank0(f"train: {left} {noun} do not fill a last global batch and sit out each epoch, by turns")
+    if data.batching == "packed" and noun == "examples":
+        _log_packs(arguments)
+    if arguments.preference_loss_weight and arguments.reference is not None and not objective.needs_reference:
+        log_rank0("reference: not prepared, the loss reads none")
+
+
+def _log_packs(arguments: RunArguments) -> None:
+    cutting = arguments.data.cutting("train")
+    packs, room = cutting(arguments.data.global_batch(0), 1)[0], cutting.micro_batch_size * cutting.packed_sequence_size
+    taken = sum(int(cutting.tokens[row]) for pack in packs for row, _ in pack)
+    log_rank0(
+        f"train: the first global batch makes {len(packs)} micro-batches of up to {room} tokens, "
+        f"{taken / (len(packs) * room):.0%} full; data.packed_sequence_size sets how many tokens these are"
+    )

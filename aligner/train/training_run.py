@@ -1,0 +1,202 @@
+"""One run, from its arguments to NeMo's `trainer.fit`: read `TrainingRun.__call__`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aligner.backend import distributed, kernels
+from aligner.callbacks import validation_loop
+from aligner.callbacks.preemption import Preempted
+from aligner.checkpoint import folders
+from aligner.checkpoint.disk_errors import translate_io_errors
+from aligner.common import process_pool
+from aligner.common.console import install_excepthook, log_rank0
+from aligner.common.errors import CheckpointError, ConfigError
+from aligner.model import parallelism
+from aligner.train import config_checks, provenance, resume_settings, starting_point, summary, trainer_setup, wandb_run
+from aligner.train.arguments import RunArguments
+from aligner.train.run_lock import locked
+from aligner.train.starting_point import StartingPoint
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What others do with a run; whoever starts it hands them in."""
+
+    on_wandb_start: Callable[[Any, Any], None] = _nothing
+    """Called once for a fresh run that logs to W&B, with Lightning's logger and the training files."""
+    on_end: Callable[[Path], Path | None] = _nothing
+    """Called on rank 0 with the run's folder, however the run ended; returns an HTML page for W&B, if it made one."""
+
+
+class TrainingRun:
+    """Carries out the arguments of `aligner.align`."""
+
+    def __init__(self, arguments: RunArguments, hooks: Hooks) -> None:
+        self.arguments, self.hooks = arguments, hooks
+        self.start = StartingPoint(resumed=None, initial=None)
+        self.settings: resume_settings.Settings = {}
+        self.max_steps = 0
+
+    def __call__(self) -> Path:
+        """Do the run and return its folder.
+
+        Raises:
+            Preempted: the job saved and is to be run again.
+        """
+        began, arguments = time.monotonic(), self.arguments
+        install_excepthook()
+        config_checks.check_arguments(arguments)
+        config_checks.check_world_size(arguments)
+        config_checks.check_parallelism(arguments)
+        config_checks.check_hardware(arguments)
+        with distributed.preserved_environment(), translate_io_errors(arguments.folder):
+            self._prepare_data_and_start()
+            parallelism.check(arguments.strategy.parallelism, arguments.model.config, ranks=arguments.num_ranks)
+            if self._is_complete():
+                return arguments.folder
+            with locked(arguments.folder):
+                self._check_still_newest()
+                self._compare_settings()
+                preemption = trainer_setup.add_callbacks(arguments, self.start, self.settings, began=began)
+                trainer_setup.choose_kernels(arguments)
+                trainer_setup.connect(arguments)
+                self._record_start()
+                self._fit(preemption)
+        return arguments.folder
+
+    # ---- before training --------------------------------------------------------------------------------------
+
+    def _prepare_data_and_start(self) -> None:
+        """Refuse what can be refused before another stage or an import costs its time.
+
+        If the tokenizer comes with the checkpoint, that is at least the rows.
+        """
+        data, model = self.arguments.data, self.arguments.model
+        if model.tokenizer is None:
+            data.check_rows(runs=self.arguments.runs)
+            self.start = starting_point.find(self.arguments)
+            self._tokenize()
+            self._plan_steps()
+        else:
+            self._tokenize()
+            self._plan_steps()
+            self.start = starting_point.find(self.arguments)
+
+    def _tokenize(self) -> None:
+        arguments = self.arguments
+        starting_point.set_tokenizer(arguments, self.start)
+        multiples = parallelism.multiples(arguments.strategy.parallelism)
+        arguments.data.tokenize(
+            arguments.model.tokenizer, kind=arguments.objective.kind, runs=arguments.runs, **multiples
+        )
+
+    def _plan_steps(self) -> None:
+        """Number of optimizer steps of the whole run; validation by steps."""
+        arguments, trainer, per_epoch = self.arguments, self.arguments.trainer, self.arguments.data.steps_per_epoch
+        limits = [trainer.max_steps, (trainer.max_epochs or -1) * per_epoch]
+        if max(limits) < 1:
+            raise ConfigError("trainer.max_steps: set it or trainer.max_epochs; neither says when to stop")
+        self.max_steps = min(limit for limit in limits if limit > 0)
+        arguments.data.plan(max_steps=self.max_steps)
+        if isinstance(trainer.val_check_interval, float):
+            trainer.val_check_interval = max(1, round(trainer.val_check_interval * per_epoch))
+        trainer.check_val_every_n_epoch = None
+        # The starting policy is validated, too, but after its reference is known.
+        trainer.num_sanity_val_steps = 0
+        validates = "validation" in arguments.data.datasets
+        if not validates:
+            trainer.limit_val_batches = 0
+        validation_loop.replace_loop(trainer, max_steps=self.max_steps)
+        interval = int(trainer.val_check_interval or 0)
+        arguments.checkpoint_callback.check(val_check_interval=interval, validates=validates)
+
+    def _is_complete(self) -> bool:
+        done = folders.step_of(self.start.resumed) if self.start.resumed else 0
+        if done < self.max_steps:
+            return False
+        # Else a stage whose data or loss was changed would be taken for done.
+        self._compare_settings()
+        folder = self.arguments.folder
+        if self.arguments.trainer.is_global_zero:
+            print(
+                f"{folder} has already made {done} of {self.max_steps} steps; raise trainer.max_steps to go on, or "
+                "choose another log.name to start anew"
+            )
+            print(summary.final_table(folder), flush=True)
+        return True
+
+    def _check_still_newest(self) -> None:
+        resume, folder = self.arguments.resume, self.arguments.folder
+        if resume and resume.find(folder) != self.start.resumed:
+            raise CheckpointError(f"log.name: another job has just been at work in {folder}; run this one again")
+
+    def _compare_settings(self) -> None:
+        """Refuse to resume a run under other settings than it began with."""
+        self.settings = resume_settings.collect(self.arguments)
+        resumed, resume = self.start.resumed, self.arguments.resume
+        saved = folders.metadata(resumed) if resumed else {}
+        before = saved.get("settings")
+        if before is None or resumed is None:
+            return
+        resume_settings.check_experts(saved["layout"], self.arguments, resumed)
+        assert resume is not None
+        for name, (old, new) in resume_settings.compare(before, self.settings, allowed=resume.allow_changes).items():
+            log_rank0(f"{name}: was {old!r}, is {new!r} from here on, as resume.allow_changes says")
+
+    def _record_start(self) -> None:
+        arguments, start = self.arguments, self.start
+        if arguments.trainer.is_global_zero:
+            recipe = provenance.write(arguments, start, self.settings)
+            if arguments.logger.wandb is not None:
+                wandb_run.describe(arguments.logger.wandb, recipe)
+                if start.resumed is None:
+                    self.hooks.on_wandb_start(arguments.logger.wandb, arguments.data.train)
+        if start.resumed is not None:
+            log_rank0(f"resuming from step {folders.step_of(start.resumed)}: {start.resumed}")
+        elif start.initial is not None:
+            log_rank0(f"starting from {start.initial}")
+        summary.log_data_summary(arguments)
+
+    # ---- training ---------------------------------------------------------------------------------------------
+
+    def _fit(self, preemption: Any) -> None:
+        arguments, trainer = self.arguments, self.arguments.trainer
+        arguments.strategy.store = distributed.fresh_store(arguments.strategy.cluster_environment)
+        status = "failed"
+        try:
+            with process_pool.hidden_main_module(), preemption.listening():
+                trainer.fit(arguments.model, arguments.data)
+                # A next stage looks for this one's checkpoint: rank 0 may still be clearing its marker away.
+                trainer.strategy.barrier()
+            status = "success"
+            if trainer.is_global_zero:
+                print(summary.final_table(arguments.folder), flush=True)
+        except Preempted as stopped:
+            status = "preempted"
+            log_rank0(f"{stopped.reason}: exiting with code {stopped.code}; run the same command again to resume")
+            raise
+        finally:
+            self._teardown(status)
+
+    def _teardown(self, status: str) -> None:
+        """Leave the process as it was found, so that a next run can follow in it."""
+        arguments = self.arguments
+        for logger in arguments.trainer.loggers:
+            logger.finalize(status)
+        if arguments.trainer.is_global_zero:
+            provenance.end(arguments.folder, status, sys.exc_info()[1])
+            wandb_run.finish(arguments.logger.wandb, status, page=self.hooks.on_end(arguments.folder))
+        if arguments.deterministic:
+            kernels.switch_off()
+        arguments.trainer._teardown()
+        distributed.destroy_distributed()

@@ -1,0 +1,315 @@
+"""Judges: models behind a real server of OpenAI's protocol, functions that check, and what is wrong with either."""
+# ruff: noqa: E501
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aligner.common.errors import ConfigError, RowError
+from aligner.generate import journal
+from aligner.generate.generation import generate_responses
+from aligner.generate.openai_engine import OpenAIEngine
+from aligner.judge import verifiers
+from aligner.judge.judges import ModelJudge, Verifier, judge_responses
+from aligner.judge.templates import as_text
+
+Reply = Callable[[dict[str, Any]], Any]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Reply], str]]:
+    """Starts a server that answers chat completions as it is told; gives its address."""
+    started: list[ThreadingHTTPServer] = []
+
+    def start(reply: Reply) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: Any) -> None: ...
+
+            def _send(self, code: int, body: Any) -> None:
+                content = body if isinstance(body, bytes) else json.dumps(body).encode()
+                self.send_response(code)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def do_GET(self) -> None:
+                self._send(
+                    200,
+                    {"object": "list", "data": [{"id": "judge", "object": "model", "created": 0, "owned_by": "us"}]},
+                )
+
+            def do_POST(self) -> None:
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                found = reply(asked)
+                if isinstance(found, tuple):
+                    self._send(*found)
+                    return
+                if isinstance(found, bytes):
+                    self._send(200, found)
+                    return
+                choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": found}}
+                usage = {"prompt_tokens": 1, "completion_tokens": len(found.split()), "total_tokens": 2}
+                self._send(
+                    200,
+                    {
+                        "id": "x",
+                        "object": "chat.completion",
+                        "created": 0,
+                        "model": "judge",
+                        "choices": [choice],
+                        "usage": usage,
+                    },
+                )
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        started.append(server)
+        return f"http://127.0.0.1:{server.server_port}/v1"
+
+    yield start
+    for server in started:
+        server.shutdown()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    """Two prompts, and answers: one twice, one that did not end."""
+    prompts = tmp_path / "prompts.jsonl"
+    journal.write(
+        prompts,
+        [
+            {"id": "p", "prompt": "2+2=", "answer": 4},
+            {"id": "q", "prompt": [{"role": "user", "content": "3+3="}], "answer": 6},
+        ],
+    )
+    rows = [
+        ("p/0", "4", "stop"),
+        ("p/1", "5", "stop"),
+        ("p/2", "4", "stop"),
+        ("p/3", "4 and", "length"),
+        ("q/0", "6", "stop"),
+    ]
+    candidates = tmp_path / "candidates.jsonl"
+    journal.write(
+        candidates,
+        [{"key": key, "response": text, "num_tokens": 1, "finish_reason": finish} for key, text, finish in rows],
+    )
+    return str(prompts), str(candidates)
+
+
+def test_a_model_judges_what_ended_once_and_several_times(serve: Any, files: tuple[str, str], tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def reply(request: dict[str, Any]) -> str:
+        asked.append(request["messages"][0]["content"])
+        return "Fine.\n\n**Score:** 5/5" if "\n4\n" in asked[-1] or "\n6\n" in asked[-1] else "No."
+
+    judge = ModelJudge(OpenAIEngine(serve(reply), "judge"), num_judgments=2)
+    output = judge_responses(*files, str(tmp_path / "j.jsonl"), judge)
+    found = {row["key"]: row["score"] for row in journal.read(output)}
+    assert found == {"p/0/0": 5, "p/0/1": 5, "p/1/0": None, "p/1/1": None, "q/0/0": 5, "q/0/1": 5}
+    assert len(asked) == 6 and all("from 0 to 5" in text for text in asked)
+    # Once more is no more.
+    judge_responses(*files, str(tmp_path / "j.jsonl"), judge)
+    assert len(asked) == 6
+
+
+def test_a_servers_answers_are_kept_when_it_fails(serve: Any, files: tuple[str, str], tmp_path: Path) -> None:
+    count = iter(range(100))
+
+    def reply(_: dict[str, Any]) -> Any:
+        return "Score: 3" if next(count) < 3 else (400, {"error": {"message": "no more", "type": "x"}})
+
+    url = serve(reply)
+    judge = ModelJudge(OpenAIEngine(url, "judge", max_concurrent_requests=1, retries=0), num_judgments=2)
+    with pytest.raises(ConfigError, match=r"engine: http.*/v1 refuses answer \S+: .*no more"):
+        judge_responses(*files, str(tmp_path / "j.jsonl"), judge)
+    kept = (tmp_path / "j.jsonl.parts/00000.jsonl").read_text().splitlines()
+    assert len(kept) == 3
+    count = iter(range(3))
+    judge_responses(*files, str(tmp_path / "j.jsonl"), judge)
+    assert len(list(journal.read(tmp_path / "j.jsonl"))) == 6
+
+
+@pytest.mark.parametrize(
+    ("reply", "settings", "message"),
+    [
+        (lambda _: b"<html>", {}, r"engine.base_url: .* did not answer answer p/0 in OpenAI's protocol"),
+        (lambda _: b"{}", {}, r"engine.base_url: .* answered answer p/0 without a choice"),
+        (
+            lambda _: time.sleep(3) or "late",
+            {"timeout": 0.3},
+            r"engine.timeout: .* did not answer .* in 0.3 s, 1 times",
+        ),
+        (
+            lambda _: (500, {"error": "broken"}),
+            {},
+            r"engine.base_url: .* failed at answer p/0 after 0 retries .*run the same again",
+        ),
+        (lambda _: "Score: 1", {"model": "other"}, r"engine.model: .* has no 'other'; it has: judge"),
+        (
+            lambda _: "Score: 1",
+            {"url": "http://127.0.0.1:9/v1"},
+            r"engine.base_url: http://127.0.0.1:9/v1 cannot be reached",
+        ),
+        (
+            lambda _: "Score: 1",
+            {"key": "NO_SUCH_VARIABLE"},
+            r"engine.api_key_env: the environment has no NO_SUCH_VARIABLE",
+        ),
+    ],
+)
+def test_a_server_that_does_not_serve(
+    serve: Any, files: tuple[str, str], tmp_path: Path, reply: Reply, settings: dict[str, Any], message: str
+) -> None:
+    given = {"url": serve(reply), "model": "judge", "retries": 0, "parallel": 1} | settings
+    with pytest.raises(ConfigError, match=message):
+        judge_responses(*files, str(tmp_path / "j.jsonl"), ModelJudge(OpenAIEngine(**given), num_judgments=1))
+
+
+def test_a_server_has_no_room_for_a_question(serve: Any, files: tuple[str, str], tmp_path: Path) -> None:
+    said = {"error": {"message": "This model's maximum context length is 10 tokens", "type": "invalid_request_error"}}
+    output = judge_responses(
+        *files,
+        str(tmp_path / "j.jsonl"),
+        ModelJudge(OpenAIEngine(serve(lambda _: (400, said)), "judge"), num_judgments=1),
+    )
+    assert {(row["finish_reason"], row["score"]) for row in journal.read(output)} == {("no_room", None)}
+
+
+def test_a_server_generates(serve: Any, files: tuple[str, str], tmp_path: Path) -> None:
+    def reply(request: dict[str, Any]) -> str:
+        assert request["max_tokens"] == 7 and request["stop"] == ["end"] and request["messages"][0]["role"] == "system"
+        return str(request["seed"])
+
+    engine = OpenAIEngine(serve(reply), "judge", system="Be brief.")
+    rows = list(
+        journal.read(
+            generate_responses(
+                files[0], str(tmp_path / "a.jsonl"), engine, num_generations=3, max_tokens=7, stop=["end"]
+            )
+        )
+    )
+    assert [row["key"] for row in rows] == ["p/0", "p/1", "p/2", "q/0", "q/1", "q/2"]
+    assert len({row["response"] for row in rows}) == 6, "each its own seed"
+
+
+@pytest.mark.parametrize(
+    ("settings", "text", "message"),
+    [
+        (
+            {},
+            "Grade {{ prompt }}",
+            r"judge.template: .*mine.jinja has no {{ response }}, so the judge would not see it",
+        ),
+        (
+            {},
+            "{{ prompt }} {{ response }} {{ goal }}",
+            r"has {{ goal }}, which nothing fills in; there are: high, low, prompt, response",
+        ),
+        ({}, "{{ prompt }} {% if %}", r"judge.template: .*mine.jinja:1 is not a template"),
+        ({"template": "nowhere"}, "", r"judge.template: 'nowhere' is neither a file nor one of additive, direct, meta"),
+        ({"pattern": "Score: ("}, None, r"judge.pattern: 'Score: \(' is not a regular expression"),
+        ({"pattern": "Score: 5"}, None, r"judge.pattern: 'Score: 5' has no group"),
+        ({"num_judgments": 0}, None, r"judge.num_judgments: must be at least 1"),
+        ({"low": 5, "high": 5}, None, r"judge.min_score, judge.max_score: 5 to 5 is no scale"),
+        ({"top_p": 2.0}, None, r"top_p: must be above 0"),
+    ],
+)
+def test_a_judge_that_cannot_be(
+    files: tuple[str, str], tmp_path: Path, settings: dict[str, Any], text: str | None, message: str
+) -> None:
+    if text is not None:
+        (tmp_path / "mine.jinja").write_text(text)
+        settings = {"template": str(tmp_path / "mine.jinja")} | settings
+    with pytest.raises(ConfigError, match=message):
+        judge_responses(
+            *files, str(tmp_path / "j.jsonl"), ModelJudge(OpenAIEngine("http://127.0.0.1:9/v1", "judge"), **settings)
+        )
+
+
+def test_a_pattern_of_ones_own(serve: Any, files: tuple[str, str], tmp_path: Path) -> None:
+    judge = ModelJudge(
+        OpenAIEngine(serve(lambda _: "worth <2> then <4>"), "judge"), num_judgments=1, pattern=r"<(\d+)>"
+    )
+    assert {row["score"] for row in journal.read(judge_responses(*files, str(tmp_path / "j.jsonl"), judge))} == {4.0}
+
+
+def test_answers_of_other_prompts_are_refused(files: tuple[str, str], tmp_path: Path) -> None:
+    journal.write(
+        tmp_path / "candidates.jsonl", [{"key": "z/0", "response": "4", "num_tokens": 1, "finish_reason": "stop"}]
+    )
+    with pytest.raises(RowError, match=r"answers a prompt 'z', which .*prompts.jsonl does not hold; was it changed"):
+        judge_responses(*files, str(tmp_path / "j.jsonl"), Verifier(verifiers.exact_match))
+
+
+def test_a_function_judges(files: tuple[str, str], tmp_path: Path) -> None:
+    output = judge_responses(
+        *files, str(tmp_path / "j.jsonl"), Verifier(partial(verifiers.exact_match, field="answer"))
+    )
+    assert {row["key"]: row["score"] for row in journal.read(output)} == {"p/0/0": 1, "p/1/0": 0, "q/0/0": 1}
+    with pytest.raises(RowError, match=r"prompts.jsonl:1: has no 'solution', which the verifier compares with"):
+        judge_responses(*files, str(tmp_path / "k.jsonl"), Verifier(partial(verifiers.exact_match, field="solution")))
+
+
+@pytest.mark.parametrize(
+    ("function", "row", "response", "score"),
+    [
+        (verifiers.exact_match, {"answer": 4}, " 4\n", 1), (verifiers.exact_match, {"answer": "Paris"}, "paris", 1), (verifiers.exact_match, {"answer": 4}, "44", 0),
+        (verifiers.last_number, {"answer": 1200}, "It is 3 times 400 = 1,200.", 1), (verifiers.last_number, {"answer": "-2.5"}, "so -2.50", 1),
+        (verifiers.last_number, {"answer": 4}, "4, or perhaps 5", 0), (verifiers.last_number, {"answer": 4}, "four", 0),
+        (verifiers.instructions, {"instructions": [{"max_words": 3}, {"contains": "YES"}]}, "yes it is", 1),
+        (verifiers.instructions, {"instructions": [{"max_words": 2}, {"contains": "yes"}]}, "yes it is", 0.5),
+        (verifiers.instructions, {"instructions": [{"json": True}]}, '{"a": 1}', 1), (verifiers.instructions, {"instructions": [{"matches": "^a.c$"}, {"lowercase": True}]}, "abc", 1),
+        (verifiers.python_tests, {"tests": "assert add(1, 2) == 3"}, "Here:\n```python\ndef add(a, b):\n    return a + b\n```", 1),
+        (verifiers.python_tests, {"tests": "assert add(1, 2) == 3"}, "def add(a, b): return a - b", 0),
+        (verifiers.python_tests, {"tests": ""}, "this is not Python", 0),
+        (verifiers.python_tests, {"tests": "assert False"}, "import sys; sys.exit(0)", 0), (verifiers.python_tests, {"tests": "assert False"}, "import os; os._exit(0)", 0),
+        (verifiers.python_tests, {"tests": "assert x == 1"}, "```bash\npip install x\n```\nThen:\n```Python\nx = 1\n```\nIt prints\n```text\nx\n```", 1),
+    ],
+)  # fmt: skip
+def test_verifiers(function: Any, row: dict[str, Any], response: str, score: float) -> None:
+    assert function(row, response) == score
+
+
+def test_code_is_held_to_its_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_OF_THE_JOB", "x")
+    tests = partial(verifiers.python_tests, seconds=1, memory_mb=256)
+    assert tests({"tests": ""}, "while True: pass") == 0
+    assert tests({"tests": ""}, "import time; time.sleep(60)") == 0
+    assert tests({"tests": ""}, "x = bytearray(1 << 30)") == 0
+    assert tests({"tests": ""}, "open('big', 'wb').write(bytes(64 << 20))") == 0
+    assert tests({"tests": "assert 'SECRET_OF_THE_JOB' not in os.environ"}, "import os") == 1
+    # What it leaves running ends with it.
+    marker = tmp_path / "alive"
+    code = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', \"import time; time.sleep(2); open({str(marker)!r}, 'w')\"])"
+    assert tests({"tests": ""}, code) == 1
+    time.sleep(2.5)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ([{"no_such": 1}], "there is no check 'no_such'; there are: contains"),
+        ([{"matches": "("}], "cannot be checked"),
+        ([], "is empty"),
+    ],
+)
+def test_instructions_that_are_none(asked: list[Any], message: str) -> None:
+    with pytest.raises(RowError, match=message):
+        verifiers.instructions({"instructions": asked}, "text")
+
+
+def test_a_conversation_is_shown_with_who_says_what() -> None:
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    assert as_text(talk) == "User: a\n\nAssistant: b\n\nUser: c"
+    assert as_text(talk[:1]) == as_text("a") == "a"

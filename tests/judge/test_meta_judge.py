@@ -1,0 +1,157 @@
+"""Ratings worked by hand; pairs of judgments; the faults of NVIDIA's version (nemo_aligner.md, section 2.3)."""
+# ruff: noqa: E501
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aligner.generate import journal
+from aligner.generate.engine import Engine, GenerationResult
+from aligner.judge.judges import ModelJudge
+from aligner.judge.meta_judge import _balanced, meta_judge, report_of
+from aligner.judge.ratings import Bias, Comparison, bias, ratings
+
+EVEN = Bias(1, 1)
+
+
+def both_ways(winner: int, loser: int) -> list[Comparison]:
+    return [Comparison(winner, loser, "A"), Comparison(loser, winner, "B")]
+
+
+def test_bias_is_counted_and_weighed_against() -> None:
+    # The first place wins three of four: ω₁ = 1/4, ω₂ = 3/4 (arXiv 2407.19594, section 2.3).
+    found = bias(
+        [
+            Comparison(0, 1, "A"),
+            Comparison(1, 0, "A"),
+            Comparison(0, 2, "A"),
+            Comparison(2, 0, "B"),
+            Comparison(1, 2, "tie"),
+            Comparison(2, 1, None),
+        ]
+    )
+    assert found == Bias(3, 1) and found.share == 0.75 and found.weights == (0.25, 0.75)
+    assert Bias(0, 0).share == 0.5
+
+
+def test_two_of_three_to_one() -> None:
+    """0 beats 1 in three of four: P = 3/4, so the ratings differ by ln 3, less a little for the prior."""
+    fought = [Comparison(0, 1, "A")] * 3 + [Comparison(0, 1, "B")]
+    found = ratings(2, fought, EVEN)
+    assert found and found[0] - found[1] == pytest.approx(math.log(3), abs=0.05)
+    assert sum(found) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_consistent_order_is_found_and_finite() -> None:
+    found = ratings(3, [*both_ways(0, 1), *both_ways(1, 2), *both_ways(0, 2)], EVEN)
+    assert found and found[0] > found[1] > found[2] and max(map(abs, found)) < 10
+
+
+@pytest.mark.parametrize(
+    "fought",
+    [
+        [],
+        [Comparison(0, 1, None), Comparison(1, 0, None)],  # upstream: ValueError from scikit-learn
+        [Comparison(0, 1, "tie"), Comparison(1, 0, "tie")],
+        [Comparison(0, 1, "A"), Comparison(1, 0, "A")],  # the place won, not the judgment
+        [*both_ways(0, 1), *both_ways(1, 2), *both_ways(2, 0)],
+    ],
+)
+def test_nothing_tells_them_apart(fought: list[Comparison]) -> None:
+    assert ratings(3, fought, EVEN) is None
+
+
+def test_one_strong_winner_and_a_tie_is_enough() -> None:
+    """Upstream wants all ratings distinct and drops this."""
+    found = ratings(3, [*both_ways(0, 1), *both_ways(0, 2), Comparison(1, 2, "tie"), Comparison(2, 1, "tie")], EVEN)
+    assert found and found[0] > max(found[1], found[2]) and found[1] == pytest.approx(found[2])
+
+
+class Scripted(Engine):
+    """Answers by a function of the question."""
+
+    def __init__(self, reply: Any) -> None:
+        self.reply = reply
+
+    def describe(self) -> dict[str, Any]:
+        return {"scripted": True}
+
+    def session(self, cache: Path) -> Any:
+        import contextlib
+
+        return contextlib.nullcontext()
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        return 0, 1
+
+    def too_long(self, questions: Any, sampling: Any) -> list[Any]:
+        return []
+
+    def generate(self, questions: Any, sampling: Any) -> Any:
+        # Not in order: results are known by their key, where upstream credits them by position.
+        for q in reversed(questions):
+            yield GenerationResult(key=q.key, text=self.reply(q.prompt), num_tokens=5, finish_reason="stop")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str, str]:
+    """Two prompts; of the first, answer 1 is disputed more than answer 0; nobody disputes the second's."""
+    journal.write(tmp_path / "p.jsonl", [{"id": "p", "prompt": "2+2="}, {"id": "q", "prompt": "3+3="}])
+    answers = [("p/0", "4"), ("p/1", "5"), ("q/0", "6")]
+    journal.write(
+        tmp_path / "c.jsonl",
+        [{"key": key, "response": text, "num_tokens": 1, "finish_reason": "stop"} for key, text in answers],
+    )
+    judged = [
+        ("p/0/0", 4, "good"), ("p/0/1", 5, "very good"), ("p/1/0", 5, "wise"), ("p/1/1", None, "no score"), ("p/1/2", 0, "foolish"),
+        ("p/1/3", 0, "foolish"), ("p/1/4", 3, "so so"), ("q/0/0", 5, "a"), ("q/0/1", 5, "b"),
+    ]  # fmt: skip
+    journal.write(
+        tmp_path / "j.jsonl",
+        [{"key": key, "score": score, "judgment": text, "finish_reason": "stop"} for key, score, text in judged],
+    )
+    return str(tmp_path / "p.jsonl"), str(tmp_path / "c.jsonl"), str(tmp_path / "j.jsonl")
+
+
+def by_wisdom(prompt: str) -> str:
+    """Prefers `wise` to `so so` to `foolish`."""
+    order = ["wise", "so so", "foolish"]
+    shown = [prompt.split(f"<judgment {name}>\n")[1].split("\n")[0] for name in "AB"]
+    return f"**Winner:** [Judgement {'A' if order.index(shown[0]) < order.index(shown[1]) else 'B'}]"
+
+
+def test_the_best_judgment_is_chosen_over_the_worst(files: tuple[str, str, str], tmp_path: Path, capfd: Any) -> None:
+    engine = Scripted(by_wisdom)
+    output = meta_judge(*files, str(tmp_path / "m.jsonl"), engine, ModelJudge(engine), max_same_score_fraction=1.0)
+    battles = list(journal.read(tmp_path / "m.jsonl.battles.jsonl"))
+    # Three different judgments with scores, both ways round; the same words are one.
+    assert [row["key"] for row in battles] == [f"p/1/{pair}" for pair in ("0-1", "0-2", "1-0", "1-2", "2-0", "2-1")]
+    (row,) = journal.read(output)
+    assert (row["chosen_response"], row["rejected_response"]) == ("wise", "foolish")
+    assert (row["chosen_score"], row["rejected_score"]) == (5, 0) and row["chosen_reward"] > row["rejected_reward"]
+    assert "2+2=" in row["prompt"] and "\n5\n" in row["prompt"] and "Score: <sum>" in row["prompt"]
+    assert "the first place won 50% of 6" in capfd.readouterr().err
+    assert report_of(output) == {"comparisons": 6, "unparsed_comparisons": 0, "first_position_win_rate": 0.5}
+
+
+@pytest.mark.parametrize("reply", [lambda _: "I cannot say.", lambda _: "Winner: A"])
+def test_no_verdict_and_a_verdict_for_the_place_make_no_pair(
+    files: tuple[str, str, str], tmp_path: Path, reply: Any
+) -> None:
+    engine = Scripted(reply)
+    assert list(journal.read(meta_judge(*files, str(tmp_path / "m.jsonl"), engine, ModelJudge(engine)))) == []
+
+
+def test_the_cap_on_a_score_is_a_cap() -> None:
+    rows = [{"chosen_score": score, "n": i} for i, score in enumerate([5.0] * 20 + [4.0] * 3 + [3.0] * 3 + [1.0])]
+    kept = _balanced(rows, 0.4)
+    counts = [sum(row["chosen_score"] == score for row in kept) for score in (5.0, 4.0, 3.0, 1.0)]
+    assert counts[1:] == [3, 3, 1] and counts[0] <= 0.4 * len(kept) and counts[0] == 4
+    assert _balanced(rows, 1.0) and len(_balanced(rows, 1.0)) == len(rows)
+    assert _balanced([{"chosen_score": 5.0}], 0.4) == []
+    # Two scores cannot keep to 40 %: as many of each.
+    two = [{"chosen_score": score} for score in [5.0] * 20 + [4.0] * 3]
+    assert sorted(row["chosen_score"] for row in _balanced(two, 0.4)) == [4.0] * 3 + [5.0] * 3
