@@ -4,7 +4,7 @@
 
 One machine, one model (a Hugging Face folder), the same pairs in every step, the same batch and float32 (bfloat16 on a
 GPU). Both sides of a comparison live at once and take turns, step by step, so that a machine that is shared slows both
-alike; a step's ratio is that of neighbours, and medians are told. Counted are optimizer steps, without start-up, the
+alike; a step's ratio is that of neighbors, and medians are told. Counted are optimizer steps, without start-up, the
 first step and the reference that is computed beforehand. TRL's best is padding-free with its reference computed
 beforehand; ours is packed with the cached one.
 """
@@ -208,7 +208,7 @@ def trl(settings: dict[str, Any]) -> None:
                 torch.cuda.synchronize()
             self.end()
 
-    half = torch.cuda.is_available()
+    mixed_precision = torch.cuda.is_available()
     rows = [json.loads(line) for line in Path(settings["data"]).read_text().splitlines()]
     data = Dataset.from_list(
         [{"prompt": r["prompt"], "chosen": r["chosen_response"], "rejected": r["rejected_response"]} for r in rows]
@@ -221,11 +221,11 @@ def trl(settings: dict[str, Any]) -> None:
         output_dir=settings["out"], per_device_train_batch_size=settings["micro"], max_length=settings["length"],
         gradient_accumulation_steps=settings["batch"] // settings["micro"], max_steps=settings["steps"], beta=0.1,
         learning_rate=9e-7, lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to="none",
-        bf16=half, use_cpu=not half, precompute_ref_log_probs=settings["reference"] == "cached", padding_free=free,
+        bf16=mixed_precision, use_cpu=not mixed_precision, precompute_ref_log_probs=settings["reference"] == "cached", padding_free=free,
         max_prompt_length=None, gradient_checkpointing=False, disable_tqdm=True, weight_decay=0.1,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(
-        settings["model"], dtype=torch.bfloat16 if half else torch.float32, **kind
+        settings["model"], dtype=torch.bfloat16 if mixed_precision else torch.float32, **kind
     )
     trainer = DPOTrainer(
         model=model, args=config, train_dataset=data, callbacks=[GlobalBatchDataset()],

@@ -1,9 +1,9 @@
-"""A million pairs: rows a second of lint and tokenising, memory of a reading rank, time to a restart's first batch.
+"""A million pairs: rows a second of lint and tokenizing, memory of a reading rank, time to a restart's first batch.
 
     python benchmarks/data.py [ROWS] [FOLDER]
 
 Makes the file (about 1 kB a row: a prompt of 20 to 60 words, answers of 10 to 60) and a byte-level BPE tokenizer of
-8,000 words trained on its beginning. Lint and tokenising use all cores. Memory is what belongs to a reading process
+8,000 words trained on its beginning. Lint and tokenizing use all cores. Memory is what belongs to a reading process
 alone (RssAnon); mapped pages of the token file are the kernel's to keep or drop.
 """
 

@@ -118,7 +118,7 @@ def flops(size: str, name: str, length: int) -> float:
         layers=given["num_layers"], hidden=given["hidden_size"], heads=given["num_attention_heads"],
         groups=given["num_query_groups"], channels=given["hidden_size"] // given["num_attention_heads"],
         ffn=given["ffn_hidden_size"], gated=True, vocabulary=VOCABULARY, tied=False, experts=0, topk=1, shared_ffn=0,
-        biases=0, last_norm=0,
+        num_norm_bias_params=0, last_norm=0,
     )  # fmt: skip
     plan = memory.Plan(
         ranks=1, gpus_per_node=1, adapter_rank=32 if "lora" in name else None,

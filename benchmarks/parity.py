@@ -21,8 +21,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from aligner import losses  # noqa: E402
-from aligner.losses import unpaired
-from aligner.losses.pairs import PairLogprobs
+from aligner.losses import unpaired  # noqa: E402
+from aligner.losses.pairs import PairLogprobs  # noqa: E402
 from aligner.losses.unpaired import ResponseLogprobs  # noqa: E402
 
 PAIRS = 10_000

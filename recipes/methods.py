@@ -1,4 +1,4 @@
-"""What the recipes of all models share: a run given a model and sizes, and the methods, which say what it minimises."""
+"""What the recipes of all models share: a run given a model and sizes, and the methods, which say what it minimizes."""
 
 from typing import Optional
 
@@ -78,22 +78,22 @@ def recipe(
 
 
 def dpo(recipe: run.Partial) -> run.Partial:
-    """Direct preference optimisation against the starting policy."""
+    """Direct preference optimization against the starting policy."""
     return _preference(recipe, run.Partial(losses.dpo, beta=0.1))
 
 
 def ipo(recipe: run.Partial) -> run.Partial:
-    """Identity preference optimisation, on log-probabilities averaged over tokens as its authors mean it."""
+    """Identity preference optimization, on log-probabilities averaged over tokens as its authors mean it."""
     return _preference(recipe, run.Partial(losses.ipo, beta=0.1))
 
 
 def rpo(recipe: run.Partial) -> run.Partial:
-    """Reward-aware preference optimisation, backward KL, as NVIDIA trains with it; made for rows with rewards."""
+    """Reward-aware preference optimization, backward KL, as NVIDIA trains with it; made for rows with rewards."""
     return _preference(recipe, run.Partial(losses.rpo_bwd_kl, beta=0.1, reward_scale=1.0))
 
 
 def kto(recipe: run.Partial) -> run.Partial:
-    """Kahneman-Tversky optimisation of single responses; pairs are split into two."""
+    """Kahneman-Tversky optimization of single responses; pairs are split into two."""
     return _preference(recipe, run.Partial(unpaired.kto, beta=0.1))
 
 

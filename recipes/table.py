@@ -49,7 +49,7 @@ def page() -> str:
 
 
 def _size(recipe: Any) -> str:
-    model, plan = parameters.model_shape(recipe.model.config), recipe_plan.plan_of(recipe, half=True)
+    model, plan = parameters.model_shape(recipe.model.config), recipe_plan.plan_of(recipe, mixed_precision=True)
     seconds = step_time.step_seconds(model, plan, memory.GPUS["h100"], mfu=0.4, length=1024, epochs=1)
     return f"{memory.total(model, plan) / 1e9:.0f} | {seconds:.3g}"
 

@@ -297,7 +297,7 @@ PATCHES = (
     Patch("torch.cuda.* and device='cuda', written out in a dozen places of both", no_cuda, _cuda_functions),
     Patch("megatron/core/tensor_parallel/random.py: _get/_set_cuda_rng_state", no_cuda, _rng_tracker),
     Patch("nemo/lightning/megatron_init.py: _set_random_seed skips machines without GPUs", no_cuda, _seeding),
-    Patch("nemo/lightning/io/pl.py: _fix_tensors_device asserts that CUDA is initialised", no_cuda, _loading),
+    Patch("nemo/lightning/io/pl.py: _fix_tensors_device asserts that CUDA is initialized", no_cuda, _loading),
     Patch("megatron/core/transformer/moe/token_dispatcher.py: splits stay tensors unless CUDA's", no_cuda, _dispatcher),
     Patch("TransformerConfig.__post_init__ refuses fusions without TE", no_transformer_engine, _fusions),
     Patch("NeMo's Hugging Face connectors name TE's fused norms only", no_transformer_engine, _connectors),

@@ -25,7 +25,7 @@ def pack_preferences(
     overlong: Overlong = "drop",
     global_batch_size: int = 256,
 ) -> Path:
-    """Tokenise and pack rows ahead of time; train on the result with data.train=OUTPUT.
+    """Tokenize and pack rows ahead of time; train on the result with data.train=OUTPUT.
 
     A run can also pack as it goes (data.batching=packed), without this command.
 

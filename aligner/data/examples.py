@@ -92,7 +92,7 @@ def examples(
     "error" stops at the first.
 
     Raises:
-        RowError: a row does not hold what `kind` needs, cannot be tokenised, or is too long under "error".
+        RowError: a row does not hold what `kind` needs, cannot be tokenized, or is too long under "error".
     """
     report, kept, merged = TokenizationStats(kind), [], encode.merged
     for row in rows:

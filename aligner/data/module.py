@@ -77,7 +77,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         max_dropped_fraction: stop if more than this share of a file's examples would be dropped.
         batching: how a global batch is cut: padded, length_grouped, padding_free, packed (`aligner.data.microbatches`).
         packed_sequence_size: tokens of a pack; None: as many as the longest example could have.
-        cache_dir: where tokenised files are kept (`aligner.data.token_cache`); None: `tokens` beside the runs.
+        cache_dir: where tokenized files are kept (`aligner.data.token_cache`); None: `tokens` beside the runs.
         num_workers: processes that build batches on each rank; 0 builds them in the training process.
     """
 
@@ -146,7 +146,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
     def tokenize(
         self, tokenizer: Any, *, kind: Kind, runs: Path, multiple: int = 1, row_multiple: int = 1, every: int = 1
     ) -> None:
-        """Have everything tokenised, in `cache_dir` or beside the `runs`.
+        """Have everything tokenized, in `cache_dir` or beside the `runs`.
 
         Each sequence will take a multiple of `multiple` positions in a batch, each row of `row_multiple`; a step has a
         multiple of `every` micro-batches.

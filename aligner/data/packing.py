@@ -123,7 +123,7 @@ def _next_fit(minima: list[int], leaves: int, place: int, room: int) -> int:
         return -1
     node = leaves + place
     while minima[node] > room:
-        # Up while this is a right child, then to the neighbour on the right.
+        # Up while this is a right child, then to the neighbor on the right.
         while node & 1:
             node >>= 1
         if not node:

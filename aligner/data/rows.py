@@ -177,7 +177,7 @@ def _pair(found: dict[str, Any], source: str) -> PreferenceRow:
         raise RowError(
             f"{source}: chosen_response equals rejected_response ({_cut(row.chosen_response)}); a pair needs two "
             "different answers: drop the row",
-            fault="same answers",
+            fault="same-answers",
         )
     if (row.chosen_reward is None) != (row.rejected_reward is None):
         raise RowError(

@@ -150,7 +150,7 @@ def _token_file(
     try:
         lock.acquire(timeout=1)
     except filelock.Timeout:
-        log(f"{path}: another process is tokenising it; waiting for it to finish")
+        log(f"{path}: another process is tokenizing it; waiting for it to finish")
         lock.acquire()
     try:
         found = _open(place, path, log)

@@ -52,7 +52,7 @@ class Plan:
     expert: int = 1
     expert_tensor: int = 1
     sequence_parallel: bool = False
-    half: bool = True
+    mixed_precision: bool = True
     """bfloat16 with float32 master weights and gradients; else float32 alone, unfused, as on a CPU."""
     distributed_optimizer: bool = True
     recompute_all: bool = False
@@ -107,16 +107,16 @@ def stage_memory(model: ModelShape, plan: Plan) -> dict[str, float]:
 def _stage(model: ModelShape, plan: Plan, *, first: bool, last: bool) -> dict[str, float]:
     layers = math.ceil(model.layers / plan.pipeline)
     tables = (first + last if not model.tied else 1) * model.embedding / plan.tensor
-    dense = layers * model.dense / plan.tensor + tables
+    num_dense_params = layers * model.num_dense_params / plan.tensor + tables
     routed = layers * model.routed / (plan.expert * plan.expert_tensor)
     if plan.adapter_rank is None:
-        learned, learned_routed = dense, routed
+        learned, learned_routed = num_dense_params, routed
     else:
         learned, learned_routed = layers * _adapter(model, plan.adapter_rank) / plan.tensor, 0.0
-    per_weight = 2 if plan.half else 4
+    per_weight = 2 if plan.mixed_precision else 4
     copied = {"frozen": per_weight, "synced": 4}.get(plan.reference, 0)
     parts = {
-        "weights": per_weight * (dense + routed) + (4 * learned if plan.adapter_rank is not None else 0),
+        "weights": per_weight * (num_dense_params + routed) + (4 * learned if plan.adapter_rank is not None else 0),
         "gradients": 4 * (learned + learned_routed),
         "optimizer": _optimizer(plan, learned, learned_routed),
         "activations": _activations(model, plan, layers, first=first),
@@ -131,14 +131,14 @@ def generation_memory(model: ModelShape, plan: Plan) -> dict[str, float]:
 
     The cache takes 2 · layers · width of the keys for each token.
     """
-    per_weight = 2 if plan.half else 4
+    per_weight = 2 if plan.mixed_precision else 4
     cache = plan.kv_sequences * plan.longest * 2 * model.layers * model.keys * per_weight
     parts = {"weights": per_weight * model.parameters / plan.kv_tensor, "KV cache": cache / plan.kv_tensor}
     return _with_overhead(plan, parts)
 
 
 def _with_overhead(plan: Plan, parts: dict[str, float]) -> dict[str, float]:
-    if plan.half:
+    if plan.mixed_precision:
         # CUDA's context, NCCL's buffers and workspaces, and what allocation leaves unused: a guess.
         parts["CUDA, NCCL, gaps"] = 2.5e9 + 0.05 * sum(parts.values())
     return parts
@@ -153,7 +153,7 @@ def _adapter(model: ModelShape, rank: int) -> float:
 
 def _optimizer(plan: Plan, learned: float, routed: float) -> float:
     """Adam: two moments and, in half precision, master weights, 4 bytes each; divided over data-parallel ranks."""
-    each = 12 if plan.half else 8
+    each = 12 if plan.mixed_precision else 8
     if not plan.distributed_optimizer:
         return each * (learned + routed)
     of_experts = max(1, plan.ranks // (plan.expert * plan.expert_tensor * plan.pipeline))
@@ -169,8 +169,8 @@ def layer_activations(model: ModelShape, plan: Plan) -> float:
     masks of dropout, which none of our recipes has. Unfused, as on a CPU, norms keep 2 h and activations 2 f more.
     """
     positions = plan.micro_tokens / plan.context
-    bytes_each = 2 if plan.half else 4
-    unfused = 0 if plan.half else 2
+    bytes_each = 2 if plan.mixed_precision else 4
+    unfused = 0 if plan.mixed_precision else 2
     whole, divided = (4 + unfused) * model.hidden, 2 * model.queries + 2 * model.keys
     inside = (3 if model.gated else 2) + unfused
     if model.experts:
@@ -193,14 +193,14 @@ def _activations(model: ModelShape, plan: Plan, layers: int, *, first: bool) -> 
     if not plan.recompute_all:
         return each * layers * held
     spread = plan.tensor if plan.sequence_parallel else 1
-    inputs = (2 if plan.half else 4) * plan.micro_tokens / plan.context * model.hidden / spread
+    inputs = (2 if plan.mixed_precision else 4) * plan.micro_tokens / plan.context * model.hidden / spread
     return inputs * layers * held + each
 
 
 def _logits(model: ModelShape, plan: Plan) -> float:
     """Pieces of `aligner.model.head`: in float32 and in the weights' precision; of the layer's gradient a sum and a part."""
     rows = min(CHUNK_SIZE, plan.micro_tokens / plan.context)
-    each = 4 + (2 if plan.half else 4)
+    each = 4 + (2 if plan.mixed_precision else 4)
     learned = each * model.embedding / plan.tensor if plan.adapter_rank is None else 0.0
     return rows * each * model.vocabulary / plan.tensor + learned
 

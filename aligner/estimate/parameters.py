@@ -33,7 +33,7 @@ class ModelShape:
     """Experts that a token visits; 1 of a dense model."""
     shared_ffn: int
     """Width of the expert that every token visits; 0: there is none."""
-    biases: int
+    num_norm_bias_params: int
     """Elements of biases and norms of a layer."""
     last_norm: int
     """Elements of the norm behind the last layer."""
@@ -64,11 +64,11 @@ class ModelShape:
         return self.experts * self.mlp
 
     @property
-    def dense(self) -> int:
+    def num_dense_params(self) -> int:
         """All other parameters of a layer."""
         shared = self.hidden * self.shared_ffn * (3 if self.gated else 2)
         router = self.hidden * self.experts
-        return self.attention + (0 if self.experts else self.mlp) + shared + router + self.biases
+        return self.attention + (0 if self.experts else self.mlp) + shared + router + self.num_norm_bias_params
 
     @property
     def embedding(self) -> int:
@@ -79,13 +79,13 @@ class ModelShape:
     def parameters(self) -> int:
         """All of them."""
         tables = self.embedding * (1 if self.tied else 2)
-        return self.layers * (self.dense + self.routed) + tables + self.last_norm
+        return self.layers * (self.num_dense_params + self.routed) + tables + self.last_norm
 
     @property
-    def active(self) -> int:
+    def num_active_params(self) -> int:
         """Parameters that multiply a token: all but the input embedding, and of experts those that it visits."""
         visited = self.topk * self.mlp if self.experts else 0
-        return self.layers * (self.dense + visited) + self.embedding
+        return self.layers * (self.num_dense_params + visited) + self.embedding
 
     def forward_flops(self, length: float) -> float:
         """FLOPs of a token in the forward pass.
@@ -97,7 +97,7 @@ class ModelShape:
         Args:
             length: tokens of a sequence.
         """
-        return 2 * self.active + 2 * length * self.queries * self.layers
+        return 2 * self.num_active_params + 2 * length * self.queries * self.layers
 
 
 def model_shape(config: run.Config) -> ModelShape:
@@ -135,7 +135,7 @@ def model_shape(config: run.Config) -> ModelShape:
         experts=experts,
         topk=given.get("moe_router_topk", 1) if experts else 1,
         shared_ffn=given.get("moe_shared_expert_intermediate_size") or 0,
-        biases=small,
+        num_norm_bias_params=small,
         last_norm=per_norm * hidden,
     )
 

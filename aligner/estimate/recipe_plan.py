@@ -42,7 +42,7 @@ def num_ranks(recipe: Any) -> int:
     return int(trainer.num_nodes or 1) * int(trainer.devices)
 
 
-def plan_of(recipe: Any, *, half: bool) -> Plan:
+def plan_of(recipe: Any, *, mixed_precision: bool) -> Plan:
     """What of a recipe of `align` its size depends on."""
     strategy, data, config = recipe.trainer.strategy, recipe.data, recipe.model.config
     tensor, pipeline = strategy.tensor_model_parallel_size, strategy.pipeline_model_parallel_size
@@ -78,8 +78,8 @@ def plan_of(recipe: Any, *, half: bool) -> Plan:
         expert=strategy.expert_model_parallel_size,
         expert_tensor=strategy.expert_tensor_parallel_size or tensor,
         sequence_parallel=bool(strategy.sequence_parallel),
-        half=half and getattr(recipe.trainer.plugins, "gpu_precision", "bf16-mixed") != "32",
-        distributed_optimizer=half if optimizer is None else bool(optimizer),
+        mixed_precision=mixed_precision and getattr(recipe.trainer.plugins, "gpu_precision", "bf16-mixed") != "32",
+        distributed_optimizer=mixed_precision if optimizer is None else bool(optimizer),
         recompute_all=getattr(config, "recompute_granularity", None) == "full",
         adapter_rank=recipe.peft.dim if recipe.peft else None,
         reference={"AdaptersOff": "base_model"}.get(kind, kind.lower()),

@@ -35,7 +35,7 @@ def format_estimate(
         model = parameters.model_shape(one.model.config)
     except (KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"model.config: is no GPT config of NeMo's, whose sizes could be read ({error})") from None
-    plan = recipe_plan.plan_of(one, half=card.peak > 0)
+    plan = recipe_plan.plan_of(one, mixed_precision=card.peak > 0)
     parts = [_head(recipe, model, plan, card)]
     if not model.vocabulary:
         parts.append("The vocabulary is the tokenizer's and not counted; set model.config.vocab_size.")
@@ -78,7 +78,7 @@ def _number(name: str, value: str | float, parent_key: float, most: float = floa
 def _head(recipe: Any, model: parameters.ModelShape, plan: Plan, card: GPU) -> str:
     name = recipe.log.name if hasattr(recipe, "log") else recipe.output
     return (
-        f"{name}: {model.parameters / 1e9:.3g} billion parameters, {model.active / 1e9:.3g} billion of them multiply a "
+        f"{name}: {model.parameters / 1e9:.3g} billion parameters, {model.num_active_params / 1e9:.3g} billion of them multiply a "
         f"token\non {plan}"
     )
 

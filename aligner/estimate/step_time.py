@@ -22,8 +22,8 @@ def step_flops(model: ModelShape, plan: Plan, *, length: float, epochs: float) -
         epochs: over which a cached reference is spread.
     """
     forward = model.forward_flops(length)
-    attention = forward - 2 * model.active
-    learning = 3 * forward if plan.adapter_rank is None else 4 * model.active + 3 * attention
+    attention = forward - 2 * model.num_active_params
+    learning = 3 * forward if plan.adapter_rank is None else 4 * model.num_active_params + 3 * attention
     reference = {"none": 0.0, "cached": forward / max(epochs, 1)}.get(plan.reference, forward)
     return learning + reference, forward if plan.recompute_all else 0.0
 

@@ -35,8 +35,7 @@ class Journal:
         self.parts = path.with_name(f"{path.name}.parts")
         self.made_with = path.with_name(f"{path.name}.settings.json")
 
-    @property
-    def finished(self) -> bool:
+    def check_finished(self) -> bool:
         """Whether all rows are there; a file of which nothing says what it was made of is somebody's own.
 
         Raises:

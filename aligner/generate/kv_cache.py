@@ -20,7 +20,7 @@ from torch import Tensor
 
 BLOCK = 64
 """Keys are attended to in multiples of so many, the last of them masked. What is masked adds zeros at the end of sums,
-and at a multiple of a vector's width these change no bit: how long the neighbours are does not matter."""
+and at a multiple of a vector's width these change no bit: how long the neighbors are does not matter."""
 
 
 class KeyValueCache(BaseInferenceContext):

@@ -45,7 +45,7 @@ def generate_to_file(
         RowError: a question is too long, or cannot be one.
         UserError: what the engine says, or the journal.
     """
-    if journal.finished:
+    if journal.check_finished():
         log_rank0(f"{journal.path} is there, whole")
         return
     with engine.session(cache):

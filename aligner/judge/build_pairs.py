@@ -102,7 +102,7 @@ def _made(
             if min_pair_fraction:
                 settings = {"min_pair_fraction": min_pair_fraction, **settings}
             made = _journal(path, *inputs, prompts=prompts, **settings)
-            if made.finished:
+            if made.check_finished():
                 log_rank0(f"{path} is there, whole")
                 return path
             found = list(rows(report))

@@ -201,7 +201,7 @@ class Verifier(Judge):
         from aligner.backend.distributed import rank_zero_first
 
         with rank_zero_first() as first:
-            if first and not journal.finished:
+            if first and not journal.check_finished():
                 self._work(journal, asked, candidates)
 
     def _work(self, journal: Journal, asked: PromptIndex, candidates: list[JsonObject]) -> None:

@@ -134,7 +134,7 @@ def _write_pairs(
         "judge.template": templates.settings_of(judge.template),
     }
     pairs = Journal(path, {"of": {"battles": hashing.files_hash(battles)}, **settings})
-    if not pairs.finished:
+    if not pairs.check_finished():
         rows = _pairs(disputed, list(journal.read(battles)), judge, max_same_score_fraction, _report_file(path))
         pairs.write_all(rows)
 

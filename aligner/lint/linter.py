@@ -74,7 +74,7 @@ class Linter:
         held = set(self.table.file)
         empty = [str(path) for i, path in enumerate(self.paths) if i not in held and not bad[i]]
         if empty:
-            self.report.findings.append(Finding("no rows", len(empty), 1.0, [f"{path}:1" for path in empty[:SHOWN]]))
+            self.report.findings.append(Finding("no-rows", len(empty), 1.0, [f"{path}:1" for path in empty[:SHOWN]]))
         if len(self.table):
             self._forms()
             self._repeats()
@@ -82,11 +82,11 @@ class Linter:
             self._lengths()
             self._marks()
             if others is not None:
-                self._add("leak", self.table[self.table.prompt.isin(others.prompt)])
+                self._add("split-leakage", self.table[self.table.prompt.isin(others.prompt)])
                 if len(others) and bool(len(self.singles)) != bool((others.second_tokens < 0).any()):
-                    self._add("another form", self.table)
+                    self._add("mixed-splits", self.table)
             elif len(self.table) < self.options.global_batch_size:
-                self._add("too few rows", self.table, f"global_batch_size={self.options.global_batch_size}")
+                self._add("too-few-rows", self.table, f"global_batch_size={self.options.global_batch_size}")
             self._batches()
         order = {"error": 0, "warning": 1}
         self.report.findings.sort(key=lambda f: (order[f.severity], -f.count))
@@ -114,18 +114,18 @@ class Linter:
             judged = rows.preferred != 0
             if single.all() and judged.any():
                 unjudged.append(rows[~judged])
-        for name, found in (("mixed forms", mixed), ("missing preference", unjudged)):
+        for name, found in (("mixed-forms", mixed), ("missing-preference", unjudged)):
             if found:
                 self._add(name, pd.concat(found))
         rated = self.pairs.gap.notna()
         if rated.any():
-            self._add("missing rewards", self.pairs[~rated])
+            self._add("missing-rewards", self.pairs[~rated])
 
     def _repeats(self) -> None:
         exact = self.table.duplicated(["exact", "preferred"])
         self._add("duplicate", self.table[exact])
         alike = self.table.duplicated(["prompt", "first", "second", "preferred"])
-        self._add("near duplicate", self.table[alike & ~exact])
+        self._add("near-duplicate", self.table[alike & ~exact])
         low, high = self.pairs[["first", "second"]].min(axis=1), self.pairs[["first", "second"]].max(axis=1)
         keyed = self.pairs.assign(low=low, high=high, side=self.pairs["first"] == low)
         keyed = keyed[keyed.low != keyed.high]
@@ -138,8 +138,8 @@ class Linter:
         gap = self.pairs.gap.dropna()
         if not len(gap):
             return
-        self._add("tied rewards", self.pairs[self.pairs.gap == 0])
-        self._add("inverted rewards", self.pairs[self.pairs.gap < 0])
+        self._add("tied-rewards", self.pairs[self.pairs.gap == 0])
+        self._add("inverted-rewards", self.pairs[self.pairs.gap < 0])
         self.report.numbers["reward_gap"] = _spread(gap)
         self.report.histograms["reward gap"] = _histogram(gap)
 
@@ -147,7 +147,7 @@ class Linter:
         table, limit = self.table, self.options.seq_length
         longest = table.prompt_tokens + table[["first_tokens", "second_tokens"]].max(axis=1)
         over = table[longest > limit]
-        name = "too many over-long" if len(over) > 0.1 * len(table) else "over-long"
+        name = "too-many-overlong" if len(over) > 0.1 * len(table) else "overlong"
         self._add(name, over, f"seq_length={limit}; the longest has {int(longest.max())} tokens")
         numbers = self.report.numbers
         name, answers = ("chosen", self.pairs) if len(self.pairs) else ("response", table)
@@ -173,10 +173,10 @@ class Linter:
         strong = numbers["length_bias"]["accuracy_of_always_the_longer"]
         if len(self.pairs) >= 100 and strong > 0.8:
             detail = f"always taking the longer answer is right in {strong:.0%} of {len(self.pairs)} pairs"
-            self._add("length bias", self.pairs[difference > 0], detail)
+            self._add("length-bias", self.pairs[difference > 0], detail)
 
     def _marks(self) -> None:
-        names = {mark: mark.replace("_", " ") for mark in MARKS} | {"near_identical": "near-identical"}
+        names = {mark: mark.replace("_", "-") for mark in MARKS}
         for bit, mark in enumerate(MARKS):
             self._add(names[mark], self.table[self.table.marks.to_numpy() >> bit & 1 == 1])
 

@@ -49,7 +49,7 @@ COLUMNS: dict[str, Any] = {
     "preferred": np.int8,
     "marks": np.int32,
 }
-"""Hashes of normalised texts (`exact`: of the row as it stands); tokens; chosen minus rejected reward (NaN: none); 1 or
+"""Hashes of normalized texts (`exact`: of the row as it stands); tokens; chosen minus rejected reward (NaN: none); 1 or
 -1 for a single response that is wanted or not. `first` is the chosen or single response; `second_tokens` is -1 where
 there is one response."""
 

@@ -28,7 +28,7 @@ RULES: dict[str, Rule] = {
         "empty or blank prompts or answers",
         "drop the rows or fill them in; a run would stop at the first",
     ),
-    "same answers": Rule(
+    "same-answers": Rule(
         "error",
         "answers that are identical",
         "drop the rows: there is nothing to prefer",
@@ -38,17 +38,17 @@ RULES: dict[str, Rule] = {
         "rewards that are not both numbers",
         "give both chosen_reward and rejected_reward, or neither",
     ),
-    "missing rewards": Rule(
+    "missing-rewards": Rule(
         "error",
         "rows without rewards, where others have them",
         "give them in every row or in none",
     ),
-    "missing preference": Rule(
+    "missing-preference": Rule(
         "error",
         "answers without a preference, where others have one",
         "give it in every row",
     ),
-    "mixed forms": Rule(
+    "mixed-forms": Rule(
         "error",
         "single responses among pairs",
         "put them into a file of their own",
@@ -58,37 +58,37 @@ RULES: dict[str, Rule] = {
         "the same two answers to a prompt, preferred both ways",
         "decide for one and drop the other",
     ),
-    "too many over-long": Rule(
+    "too-many-overlong": Rule(
         "error",
         "rows longer than seq_length, more than a run accepts by default (10%)",
         "raise seq_length, clean, or set data.overlong or data.max_dropped_fraction",
     ),
-    "over-long": Rule(
+    "overlong": Rule(
         "warning",
         "rows longer than seq_length, which a run drops by default",
         "raise seq_length, or let them go",
     ),
-    "no rows": Rule(
+    "no-rows": Rule(
         "error",
         "files without a row",
         "see whether it is the right file; a run would stop",
     ),
-    "too few rows": Rule(
+    "too-few-rows": Rule(
         "error",
         "fewer rows than a global batch holds",
         "lower global_batch_size, or add data",
     ),
-    "another form": Rule(
+    "mixed-splits": Rule(
         "error",
         "single responses in one split, pairs in the other",
         "give both splits the same form",
     ),
-    "same tokens": Rule(
+    "same-tokens": Rule(
         "warning",
         "pairs whose answers become the same tokens, which a run drops",
         "drop the rows",
     ),
-    "nothing visible": Rule(
+    "nothing-visible": Rule(
         "warning",
         "answers in which nothing can be seen",
         "drop the rows; they teach to end at once",
@@ -98,7 +98,7 @@ RULES: dict[str, Rule] = {
         "rows that came before, word by word",
         "drop them, or they count twice",
     ),
-    "near duplicate": Rule(
+    "near-duplicate": Rule(
         "warning",
         "rows that came before but for case, spaces and Unicode forms",
         "drop them",
@@ -108,47 +108,47 @@ RULES: dict[str, Rule] = {
         "answers that hardly differ",
         "look whether the difference is the one that is meant",
     ),
-    "tied rewards": Rule(
+    "tied-rewards": Rule(
         "warning",
         "rewards that are equal",
         "drop the rows; under RPO they teach that both are as good",
     ),
-    "inverted rewards": Rule(
+    "inverted-rewards": Rule(
         "warning",
         "a rejected answer with the higher reward",
         "swap the answers or look at the rewards",
     ),
-    "length bias": Rule(
+    "length-bias": Rule(
         "warning",
         "the longer answer is nearly always preferred",
         "balance them, or take a loss that counts by tokens (simpo; dpo with average_log_probs=True)",
     ),
-    "leak": Rule(
+    "split-leakage": Rule(
         "warning",
         "validation prompts that occur in training",
         "drop them from one side; accuracy is flattered",
     ),
-    "merged at border": Rule(
+    "merged-at-border": Rule(
         "warning",
         "answers whose first characters belong to the prompt's last token",
         "begin the answer where a token begins, as with a space or a new line; the prompt's tokens win",
     ),
-    "doubled bos": Rule(
+    "doubled-bos": Rule(
         "warning",
         "prompts with two beginnings of sequence",
         "take the BOS out of the text; the tokenizer sets one",
     ),
-    "doubled eos": Rule(
+    "doubled-eos": Rule(
         "warning",
         "answers with two ends",
         "take the end out of the text; one is set where none stands",
     ),
-    "role marker": Rule(
+    "role-marker": Rule(
         "warning",
         "answers that hold a template's or a speaker's mark",
         "cut them off there, or the model learns to speak for the other side",
     ),
-    "special token": Rule(
+    "special-token": Rule(
         "warning",
         "answers with special tokens of this tokenizer inside",
         "take them out of the text; they end turns",

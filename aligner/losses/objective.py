@@ -1,4 +1,4 @@
-"""What is minimised: a loss of pairs or of single responses, a likelihood, or both; and what is measured with it.
+"""What is minimized: a loss of pairs or of single responses, a likelihood, or both; and what is measured with it.
 
 Dimensions: P examples of a micro-batch, K responses of each.
 """

@@ -74,7 +74,7 @@ def margin(pairs: PairLogprobs, *, average_log_probs: bool = False) -> Tensor:
 def dpo(
     pairs: PairLogprobs, *, beta: float = 0.1, label_smoothing: float = 0.0, average_log_probs: bool = False
 ) -> Tensor:
-    """Direct preference optimisation: -(1-ε) log σ(βΔ) - ε log σ(-βΔ). ln 2 = 0.6931 at the start.
+    """Direct preference optimization: -(1-ε) log σ(βΔ) - ε log σ(-βΔ). ln 2 = 0.6931 at the start.
 
     ε (`label_smoothing`) is the share of labels taken to be flipped; ε > 0 is conservative DPO.
 
@@ -105,7 +105,7 @@ def robust_dpo(
 
 
 def ipo(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool = True) -> Tensor:
-    """Identity preference optimisation: (Δ - 1/(2β))². 1/(4β²) at the start: 25 for β = 0.1.
+    """Identity preference optimization: (Δ - 1/(2β))². 1/(4β²) at the start: 25 for β = 0.1.
 
     The authors mean averaged log-probabilities, which TRL and LLaMA-Factory take; NeMo-Aligner's default and
     OpenRLHF take the sum (`average_log_probs=False`), which is another objective: docs/losses.md has numbers.
@@ -129,7 +129,7 @@ def hinge(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool = F
 def exo_pair(
     pairs: PairLogprobs, *, beta: float = 0.1, label_smoothing: float = 1e-3, average_log_probs: bool = False
 ) -> Tensor:
-    """Exact optimisation on pairs: the reverse divergence KL(Bern σ(βΔ) ‖ Bern(1-ε)). 2.7612 at the start.
+    """Exact optimization on pairs: the reverse divergence KL(Bern σ(βΔ) ‖ Bern(1-ε)). 2.7612 at the start.
 
     σ(βΔ)(log σ(βΔ) - log(1-ε)) + σ(-βΔ)(log σ(-βΔ) - log ε); needs 0 < ε < 1/2.
 
@@ -148,7 +148,7 @@ def exo_pair(
 def rpo_sq(
     pairs: PairLogprobs, *, beta: float = 0.1, reward_scale: float = 1.0, average_log_probs: bool = False
 ) -> Tensor:
-    """Reward-aware preference optimisation, squared: (βΔ - G)², G = η(chosen_reward - rejected_reward).
+    """Reward-aware preference optimization, squared: (βΔ - G)², G = η(chosen_reward - rejected_reward).
 
     η is `reward_scale` (NeMo-Aligner: `gt_reward_scale`). G² at the start. With G = 1/2 it is β² times `ipo`.
 
@@ -162,7 +162,7 @@ def rpo_sq(
 def rpo_bwd_kl(
     pairs: PairLogprobs, *, beta: float = 0.1, reward_scale: float = 1.0, average_log_probs: bool = False
 ) -> Tensor:
-    """Reward-aware preference optimisation, backward: KL(Bern σ(G) ‖ Bern σ(βΔ)), G as in `rpo_sq`.
+    """Reward-aware preference optimization, backward: KL(Bern σ(G) ‖ Bern σ(βΔ)), G as in `rpo_sq`.
 
     Its gradient is that of DPO with the soft target σ(G): a gap that is the same everywhere is label smoothing with
     ε = σ(-G). 0.1109 at the start for G = 1; DPO as G grows.
@@ -176,7 +176,7 @@ def rpo_bwd_kl(
 def rpo_fwd_kl(
     pairs: PairLogprobs, *, beta: float = 0.1, reward_scale: float = 1.0, average_log_probs: bool = False
 ) -> Tensor:
-    """Reward-aware preference optimisation, forward: KL(Bern σ(βΔ) ‖ Bern σ(G)), G as in `rpo_sq`.
+    """Reward-aware preference optimization, forward: KL(Bern σ(βΔ) ‖ Bern σ(G)), G as in `rpo_sq`.
 
     0.1201 at the start for G = 1. Its gradient vanishes where the policy is sure, right or wrong.
 
@@ -200,7 +200,7 @@ def _bernoulli_kl(a: Tensor, b: Tensor) -> Tensor:
 
 
 def apo_zero(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool = False) -> Tensor:
-    """Anchored preference optimisation, up and down: (1 - σ(βr_w)) + σ(βr_l). 1 at the start.
+    """Anchored preference optimization, up and down: (1 - σ(βr_w)) + σ(βr_l). 1 at the start.
 
     For chosen responses that are better than what the policy says now.
 
@@ -212,7 +212,7 @@ def apo_zero(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool 
 
 
 def apo_down(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool = False) -> Tensor:
-    """Anchored preference optimisation, both down: σ(βr_w) + (1 - σ(βΔ)). 1 at the start.
+    """Anchored preference optimization, both down: σ(βr_w) + (1 - σ(βΔ)). 1 at the start.
 
     For chosen responses that are worse than what the policy says now, and rejected ones worse still.
 
@@ -234,7 +234,7 @@ def nca_pair(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool 
 
 
 def sppo_hard(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool = False) -> Tensor:
-    """Self-play preference optimisation with hard labels: (r_w - 1/(2β))² + (r_l + 1/(2β))². 1/(2β²) at the start.
+    """Self-play preference optimization with hard labels: (r_w - 1/(2β))² + (r_l + 1/(2β))². 1/(2β²) at the start.
 
     Source: Wu et al. 2024, arXiv 2405.00675, equation 4.7 with η = 1/β and win rates 1 and 0. TRL's `sppo_hard`.
     """
@@ -259,7 +259,7 @@ def simpo(pairs: PairLogprobs, *, beta: float = 2.0, gamma: float = 0.5, average
 
 
 def orpo(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool = True) -> Tensor:
-    """Odds-ratio preference optimisation, whole: -log π(y_w|x)/|y_w| - β log σ(log odds_w - log odds_l).
+    """Odds-ratio preference optimization, whole: -log π(y_w|x)/|y_w| - β log σ(log odds_w - log odds_l).
 
     odds = p / (1-p) with p = exp(log π(y|x)/|y|), the geometric mean of the tokens' probabilities; β is the paper's
     λ. The likelihood is part of it, so `sft_loss_weight` stays 0; no reference, one stage from a base model.

@@ -32,7 +32,7 @@ def kto(
     undesirable_weight: float = 1.0,
     average_log_probs: bool = False,
 ) -> Tensor:
-    """Kahneman-Tversky optimisation of single responses, `[R]`: λ_D (1 - σ(β(r - z))) or λ_U (1 - σ(β(z - r))).
+    """Kahneman-Tversky optimization of single responses, `[R]`: λ_D (1 - σ(β(r - z))) or λ_U (1 - σ(β(z - r))).
 
     The first where the response is desirable, r = log π(y|x) - log π_ref(y|x), and z = `kl` = max(0, mean of
     log π(y'|x) - log π_ref(y'|x)) over the global batch with answers y' of other prompts. λ/2 at the start. Keep

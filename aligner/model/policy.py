@@ -139,7 +139,7 @@ class LossReduction(MegatronLossReduction):
 
 
 def attach_objective(model: Any, objective: Objective, *, interleaved: bool = False) -> dict[Split, LossReduction]:
-    """Make a NeMo GPT model minimise `objective` over batches; returns where metrics gather, by split."""
+    """Make a NeMo GPT model minimize `objective` over batches; returns where metrics gather, by split."""
     model.config.data_step_fn = data_step
     model.config.forward_step_fn = forward_step
     model.config.calculate_per_token_loss = True

@@ -154,7 +154,7 @@ def _draw(axes: Any, run: RunData, metrics: Sequence[tuple[str, str]], color: st
 
 
 def _thinned(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
-    """At most `POINTS` points: means of neighbours."""
+    """At most `POINTS` points: means of neighbors."""
     each = -(-len(steps) // POINTS)
     if each <= 1:
         return steps, values

@@ -149,7 +149,7 @@ def stablelm() -> Callable[..., Any]:
 
 
 def mean_logp(home: Path) -> float:
-    """Of the rows' chosen responses, tokenised by SentencePiece itself."""
+    """Of the rows' chosen responses, tokenized by SentencePiece itself."""
     from sentencepiece import SentencePieceProcessor
 
     pieces: Any = SentencePieceProcessor(model_file=str(home / "sums.model"))

@@ -1,4 +1,4 @@
-"""Files of any kind, tokenised once: what is read, what is refused, what is never taken for whole."""
+"""Files of any kind, tokenized once: what is read, what is refused, what is never taken for whole."""
 
 import contextlib
 import gzip
@@ -386,7 +386,7 @@ def test_of_two_that_start_together_one_does_the_work(rows: Path, tmp_path: Path
     both = [start(rows, tmp_path / "tokens", 9) for _ in range(2)]
     said = "".join(process.communicate(timeout=60)[0] for process in both)
     assert (said.count("begun") == 1 and said.count("\n40\n") == 2) or said.count("40\n") == 2
-    assert said.count("another process is tokenising it") == 1
+    assert said.count("another process is tokenizing it") == 1
 
 
 # ---- several files ------------------------------------------------------------------------------------------------

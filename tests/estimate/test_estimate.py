@@ -53,7 +53,7 @@ def test_flops_of_a_token_are_nvidias(name: str) -> None:
     needed, again = step_time.step_flops(model, plan, length=length, epochs=1)
     if adapters:
         # Theirs counts 4 N and no attention.
-        assert tokens * 4 * model.active / 1e12 == pytest.approx(published, rel=0.01)
+        assert tokens * 4 * model.num_active_params / 1e12 == pytest.approx(published, rel=0.01)
         assert tokens * needed / 1e12 == pytest.approx(published, rel=0.06)
     else:
         assert tokens * needed / 1e12 == pytest.approx(published, rel=0.01)
@@ -76,19 +76,19 @@ def test_weights_gradients_and_optimizer_by_hand() -> None:
     model = parameters.model_shape(recipes.llama3_8b.model().config)
     plan = memory.Plan(ranks=8, gpus_per_node=8, tensor=2, sequence_parallel=True)
     found = memory.stage_memory(model, plan)
-    half = PUBLISHED["llama3_8b"] / 2
+    mixed_precision = PUBLISHED["llama3_8b"] / 2
     assert [found[part] for part in ("weights", "gradients", "optimizer")] == pytest.approx(
-        [2 * half, 4 * half, 3 * half]
+        [2 * mixed_precision, 4 * mixed_precision, 3 * mixed_precision]
     )
     lora = memory.stage_memory(model, dataclasses.replace(plan, adapter_rank=32))
-    assert lora["weights"] < 2.1 * half and lora["gradients"] + lora["optimizer"] < 0.4e9
+    assert lora["weights"] < 2.1 * mixed_precision and lora["gradients"] + lora["optimizer"] < 0.4e9
 
 
 def test_activations_are_those_of_korthikanti_et_al() -> None:
     """34 s b h less the two bytes of dropout masks, for attention of as many keys as queries and an MLP of 4 h."""
     plain = parameters.ModelShape(
         layers=1, hidden=64, heads=4, groups=4, channels=16, ffn=256, gated=False, vocabulary=10, tied=True, experts=0,
-        topk=1, shared_ffn=0, biases=0, last_norm=0,
+        topk=1, shared_ffn=0, num_norm_bias_params=0, last_norm=0,
     )  # fmt: skip
     plan = memory.Plan(ranks=4, gpus_per_node=4, micro_tokens=100)
     assert memory.layer_activations(plain, plan) == 32 * 100 * 64
@@ -138,7 +138,7 @@ def test_activations_are_those_that_torch_keeps(
         recipe.trainer.callbacks = [run.Config(Kept)]
         execute(recipe)
     predicted = 4 * memory.layer_activations(
-        parameters.model_shape(recipe.model.config), recipe_plan.plan_of(recipe, half=False)
+        parameters.model_shape(recipe.model.config), recipe_plan.plan_of(recipe, mixed_precision=False)
     )
     assert Kept.bytes[1] - Kept.bytes[0] == pytest.approx(predicted, rel=0.1)
 
@@ -170,9 +170,9 @@ def test_hours_follow_from_the_data(tmp_path: Path) -> None:
     recipe = recipes.llama3_8b.dpo_recipe(train=str(tmp_path / "rows.jsonl"))
     said = report_text.format_estimate(recipe)
     assert "250 tokens a sequence (of data.train, at four characters each)" in said and "2 steps" in said
-    model, plan = parameters.model_shape(recipe.model.config), recipe_plan.plan_of(recipe, half=True)
+    model, plan = parameters.model_shape(recipe.model.config), recipe_plan.plan_of(recipe, mixed_precision=True)
     # 512 sequences of 250 tokens, 4 forward passes' worth each (one of them the reference's), at 0.5 of eight H100.
-    by_hand = 512 * 250 * 4 * (2 * model.active + 2 * 250 * 4096 * 32) / (8 * 989.4e12 * 0.5)
+    by_hand = 512 * 250 * 4 * (2 * model.num_active_params + 2 * 250 * 4096 * 32) / (8 * 989.4e12 * 0.5)
     found = step_time.step_seconds(model, plan, memory.GPUS["h100"], mfu=0.5, length=250, epochs=1)
     assert found == pytest.approx(by_hand)
 

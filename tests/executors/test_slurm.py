@@ -223,9 +223,9 @@ def test_the_code_of_the_job_is_that_of_the_folder_it_is_called_in(
 
 @pytest.mark.slow
 def test_a_cancelled_job_is_not_a_success(tiny: Tiny, tmp_path: Path) -> None:
-    thread, failed = in_background(slow(tiny, "cancelled", 40, 0.5), "cancelled")
-    wait(lambda: steps_of(tmp_path / "runs/cancelled") >= 1, "a step", 120)
-    (job,) = queue("cancelled")
+    thread, failed = in_background(slow(tiny, "canceled", 40, 0.5), "canceled")
+    wait(lambda: steps_of(tmp_path / "runs/canceled") >= 1, "a step", 120)
+    (job,) = queue("canceled")
     subprocess.run(["scancel", job], check=True)
     thread.join(timeout=100)
     (error,) = failed

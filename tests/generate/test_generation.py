@@ -119,7 +119,7 @@ def test_long_neighbours_change_no_bit(policy: Path, tmp_path: Path) -> None:
 def test_a_prompt_is_read_once_for_all_of_its_answers(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Answers that took it from a neighbour, or from their own slot, are those of one that read it."""
+    """Answers that took it from a neighbor, or from their own slot, are those of one that read it."""
     from aligner.generate import decoding
 
     read: list[int] = []
@@ -309,15 +309,15 @@ def test_a_journal_knows_what_it_was_made_of(tmp_path: Path) -> None:
         Journal(path, {"a": 2}).begin()
     again = Journal(path, {"a": 1})
     again.begin()
-    assert again.rows() == [{"key": "x"}] and not again.finished
+    assert again.rows() == [{"key": "x"}] and not again.check_finished()
     # Another process would wait for nothing.
     code = f"from pathlib import Path; from aligner.generate.journal import Journal; Journal(Path({str(path)!r}), {{'a': 1}}).begin()"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ConfigError: output: another job is at work on" in other.stderr
     again.finish(lambda row: row["key"])
-    assert again.finished
+    assert again.check_finished()
     with pytest.raises(ConfigError, match=r"a: is 2, but .*rows.jsonl was begun with 1"):
-        assert Journal(path, {"a": 2}).finished
+        assert Journal(path, {"a": 2}).check_finished()
     # What nobody says of it is somebody's own.
     (tmp_path / "rows.jsonl.settings.json").unlink()
-    assert Journal(path, {"a": 2}).finished
+    assert Journal(path, {"a": 2}).check_finished()

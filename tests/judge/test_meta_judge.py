@@ -120,7 +120,7 @@ def by_wisdom(prompt: str) -> str:
     """Prefers `wise` to `so so` to `foolish`."""
     order = ["wise", "so so", "foolish"]
     shown = [prompt.split(f"<judgment {name}>\n")[1].split("\n")[0] for name in "AB"]
-    return f"**Winner:** [Judgement {'A' if order.index(shown[0]) < order.index(shown[1]) else 'B'}]"
+    return f"**Winner:** [Judgment {'A' if order.index(shown[0]) < order.index(shown[1]) else 'B'}]"
 
 
 def test_the_best_judgment_is_chosen_over_the_worst(files: tuple[str, str, str], tmp_path: Path, capfd: Any) -> None:

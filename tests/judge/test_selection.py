@@ -8,7 +8,7 @@ import pytest
 from aligner.common.errors import ConfigError
 from aligner.judge.selection import Candidate, best, select
 
-# name, tokens, judgements, ended
+# name, tokens, judgments, ended
 Table = list[tuple[Any, ...]]
 
 
@@ -63,7 +63,7 @@ def test_no_pair_has_a_reason(table: Table, reason: str) -> None:
 
 
 def test_the_same_answer_is_one_with_all_judgements() -> None:
-    """Otherwise the luck of a judgement would make a text better than itself, or than another."""
+    """Otherwise the luck of a judgment would make a text better than itself, or than another."""
     table = candidates([("a", 9, [5, 5]), ("a", 9, [1, 1]), ("b", 9, [4]), ("c", 9, [0])])
     found = select(table)
     assert found.chosen and found.chosen.key == "b"

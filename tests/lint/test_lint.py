@@ -70,36 +70,36 @@ SPOILED: dict[str, list[Any]] = {
         '{"prompt": 3, "chosen_response": "a", "rejected_response": "b"}',
     ],
     "empty": [PAIR | {"chosen_response": "  "}, PAIR | {"rejected_response": ""}],
-    "same answers": [PAIR | {"rejected_response": "four"}],
+    "same-answers": [PAIR | {"rejected_response": "four"}],
     "rewards": [PAIR | {"chosen_reward": 1}, PAIR | {"chosen_reward": "high", "rejected_reward": 0}],
     "contradiction": [
         {"prompt": "which?", "chosen_response": "this one", "rejected_response": "or that"},
         {"prompt": "Which? ", "chosen_response": "or that", "rejected_response": "this  one"},
     ],
     "duplicate": [PAIR, PAIR],
-    "near duplicate": [PAIR | {"prompt": "so?"}, PAIR | {"prompt": "So?", "chosen_response": "FOUR"}],
+    "near-duplicate": [PAIR | {"prompt": "so?"}, PAIR | {"prompt": "So?", "chosen_response": "FOUR"}],
     "near-identical": [
         {"prompt": "hm?", "chosen_response": LONG, "rejected_response": LONG.replace("today", "toda")},
         {"prompt": "hm hm?", "chosen_response": "Paris", "rejected_response": "paris."},
     ],
-    "merged at border": [{"prompt": "1+3=", "chosen_response": "4", "rejected_response": "5 is it"}],
-    "doubled bos": [PAIR | {"prompt": "<s><s>once"}],
-    "doubled eos": [
+    "merged-at-border": [{"prompt": "1+3=", "chosen_response": "4", "rejected_response": "5 is it"}],
+    "doubled-bos": [PAIR | {"prompt": "<s><s>once"}],
+    "doubled-eos": [
         PAIR | {"prompt": "end", "chosen_response": "yes</s></s>"},
         PAIR | {"prompt": "the end", "chosen_response": "yes</s>\n</s>\n"},
     ],
-    "same tokens": [{"prompt": "end?", "chosen_response": "ab", "rejected_response": "ab</s>"}],
-    "nothing visible": [
+    "same-tokens": [{"prompt": "end?", "chosen_response": "ab", "rejected_response": "ab</s>"}],
+    "nothing-visible": [
         PAIR | {"prompt": "so", "rejected_response": "</s>"},
         PAIR | {"prompt": "and", "chosen_response": "\u200b"},
     ],
-    "role marker": [
+    "role-marker": [
         PAIR | {"prompt": "who", "chosen_response": "me\n\nHuman: and you?"},
         PAIR | {"prompt": "who else", "rejected_response": "you [/INST] me"},
         PAIR | {"prompt": "who then", "rejected_response": "**Human:** a\n**AI:** b"},
     ],
-    "special token": [PAIR | {"prompt": "go on", "chosen_response": "one<|im_end|>two"}],
-    "over-long": [PAIR | {"prompt": "long " * 60}],
+    "special-token": [PAIR | {"prompt": "go on", "chosen_response": "one<|im_end|>two"}],
+    "overlong": [PAIR | {"prompt": "long " * 60}],
 }
 
 
@@ -107,7 +107,7 @@ SPOILED: dict[str, list[Any]] = {
 def test_every_fault_is_found_at_its_lines(tmp_path: Path, hf: Any, fault: str) -> None:
     rows = clean(100) + SPOILED[fault]
     lines = list(range(101, len(rows) + 1))
-    if fault in ("duplicate", "near duplicate"):
+    if fault in ("duplicate", "near-duplicate"):
         lines = lines[1:]  # the first of them is no repetition
     report = looked(write(tmp_path / "spoiled.jsonl", rows), hf)
     assert found(report) == {fault: lines}
@@ -124,14 +124,14 @@ def test_an_answer_that_looks_like_a_speaker_is_none(tmp_path: Path, hf: Any) ->
 
 
 def test_files_that_a_run_would_refuse(tmp_path: Path, hf: Any) -> None:
-    assert found(looked(write(tmp_path / "empty.jsonl", [" ", ""]), hf)) == {"no rows": [1]}
+    assert found(looked(write(tmp_path / "empty.jsonl", [" ", ""]), hf)) == {"no-rows": [1]}
     assert found(looked(write(tmp_path / "bad.jsonl", ["{", "["]), hf)) == {"unreadable": [1, 2]}
-    assert found(looked(write(tmp_path / "few.jsonl", clean(5)), hf)) == {"too few rows": [1, 2, 3, 4, 5]}
+    assert found(looked(write(tmp_path / "few.jsonl", clean(5)), hf)) == {"too-few-rows": [1, 2, 3, 4, 5]}
     pairs = write(tmp_path / "pairs.jsonl", clean(20))
     singles = write(tmp_path / "singles.jsonl", [{"prompt": f"s{i}", "response": "r"} for i in range(20)])
     options = Options(200, global_batch_size=8)
     _, report = lint(str(pairs), hf, options=options, validation=str(singles))
-    assert list(found(report)) == ["another form"]
+    assert list(found(report)) == ["mixed-splits"]
     # Each in a file of its own they go together, for kto or supervised fine-tuning.
     (report,) = lint([str(pairs), str(singles)], hf, options=options)
     assert report.findings == []
@@ -170,7 +170,7 @@ def test_faults_of_the_whole_file(tmp_path: Path, hf: Any) -> None:
     rated[5] = clean(6)[5]
     rated.append({"prompt": "a", "response": "b"})
     report = looked(write(tmp_path / "rated.jsonl", rated), hf)
-    expected = {"missing rewards": [6], "mixed forms": [101], "tied rewards": [4], "inverted rewards": [5]}
+    expected = {"missing-rewards": [6], "mixed-forms": [101], "tied-rewards": [4], "inverted-rewards": [5]}
     assert found(report) == expected
     assert report.numbers["reward_gap"]["p50"] == 1.0
     assert sum(report.histograms["reward gap"][0]) == 99
@@ -178,14 +178,14 @@ def test_faults_of_the_whole_file(tmp_path: Path, hf: Any) -> None:
     judged = [{"prompt": f"q{i}", "response": "r", "preference": "chosen"} for i in range(9)]
     judged += [{"prompt": "q1", "response": "r", "preference": "rejected"}, {"prompt": "q99", "response": "r"}]
     report = looked(write(tmp_path / "judged.jsonl", judged), hf)
-    assert found(report) == {"contradiction": [2, 10], "missing preference": [11]}
+    assert found(report) == {"contradiction": [2, 10], "missing-preference": [11]}
 
     long = [row | {"prompt": row["prompt"] + "x" * 200} if i % 5 == 0 else row for i, row in enumerate(clean(100))]
-    assert list(found(looked(write(tmp_path / "long.jsonl", long), hf))) == ["too many over-long"]
+    assert list(found(looked(write(tmp_path / "long.jsonl", long), hf))) == ["too-many-overlong"]
 
     biased = [dict(row, chosen_response=row["rejected_response"] + " and more") for row in clean(120)]
     report = looked(write(tmp_path / "biased.jsonl", biased), hf)
-    assert list(found(report)) == ["length bias"]
+    assert list(found(report)) == ["length-bias"]
     assert "right in 100% of 120 pairs" in report.findings[0].detail
 
 
@@ -193,7 +193,7 @@ def test_prompts_shared_with_validation(tmp_path: Path, hf: Any) -> None:
     train = write(tmp_path / "train.jsonl", clean(50))
     valid = write(tmp_path / "valid.jsonl", [dict(clean(50)[7], prompt="QUESTION  7?"), PAIR])
     _, report = lint(str(train), hf, options=Options(200, global_batch_size=8), validation=str(valid))
-    assert found(report) == {"leak": [1]}
+    assert found(report) == {"split-leakage": [1]}
 
 
 def test_figures_by_hand(tmp_path: Path, hf: Any) -> None:

@@ -244,7 +244,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     setattr(target, last, value)
     with pytest.raises(error, match=message):
         execute(recipe)
-    # Tokenised rows may stay; no run was begun.
+    # Tokenized rows may stay; no run was begun.
     assert {path.name for path in (tmp_path / "runs").glob("*")} <= {"tokens"}
 
 
