@@ -1,6 +1,6 @@
 """HTML pages that need no other file: a template is filled in, a figure is embedded as SVG.
 
-A template stands beside the module that fills it, and extends `page.html`, which holds the style sheet of all pages.
+A template stands beside the module that fills it, and extends `base.html`, which holds the style sheet of all pages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def render(template: Path, **values: Any) -> str:
     """Fill in a template; text in `values` is escaped.
 
     Args:
-        template: the file; `page.html` needs a `title` beside its own values.
+        template: the file; `base.html` needs a `title` beside its own values.
     """
     import jinja2
 
