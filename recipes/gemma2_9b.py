@@ -13,7 +13,7 @@ def model() -> run.Config:
     return families.nemo("Gemma2Model", "Gemma2Config9B")
 
 
-ALL = families.align_recipes(
+RECIPES = families.align_recipes(
     NAME,
     "Gemma 2 9B IT",
     model,
@@ -21,4 +21,5 @@ ALL = families.align_recipes(
     layout=Layout(tensor=4),
     adapters=Layout(),
 )
-sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe = ALL
+sft_recipe, dpo_recipe, ipo_recipe = RECIPES.sft, RECIPES.dpo, RECIPES.ipo
+rpo_recipe, kto_recipe = RECIPES.rpo, RECIPES.kto

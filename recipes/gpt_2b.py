@@ -36,7 +36,7 @@ def model() -> run.Config:
     )
 
 
-ALL = families.recipes(
+RECIPES = families.recipes(
     NAME,
     "GPT-2B-001",
     model,
@@ -45,4 +45,6 @@ ALL = families.recipes(
     adapters=Layout(),
     apply_chat_template=False,
 )
-sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL
+sft_recipe, dpo_recipe, ipo_recipe = RECIPES.sft, RECIPES.dpo, RECIPES.ipo
+rpo_recipe, kto_recipe = RECIPES.rpo, RECIPES.kto
+self_rewarding_recipe, meta_rewarding_recipe = RECIPES.self_rewarding, RECIPES.meta_rewarding

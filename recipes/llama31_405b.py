@@ -13,7 +13,7 @@ def model() -> run.Config:
     return families.nemo("LlamaModel", "Llama31Config405B", vocab_size=128256)
 
 
-ALL = families.align_recipes(
+RECIPES = families.align_recipes(
     NAME,
     "Llama 3.1 405B Instruct",
     model,
@@ -21,4 +21,5 @@ ALL = families.align_recipes(
     layout=Layout(nodes=28, tensor=8, pipeline=14, recompute=True),
     adapters=Layout(nodes=3, tensor=8, pipeline=3, recompute=True),
 )
-sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe = ALL
+sft_recipe, dpo_recipe, ipo_recipe = RECIPES.sft, RECIPES.dpo, RECIPES.ipo
+rpo_recipe, kto_recipe = RECIPES.rpo, RECIPES.kto

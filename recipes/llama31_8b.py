@@ -13,7 +13,7 @@ def model() -> run.Config:
     return families.nemo("LlamaModel", "Llama31Config8B", vocab_size=128256)
 
 
-ALL = families.recipes(
+RECIPES = families.recipes(
     NAME,
     "Llama 3.1 8B Instruct",
     model,
@@ -21,4 +21,6 @@ ALL = families.recipes(
     layout=Layout(tensor=2),
     adapters=Layout(),
 )
-sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL
+sft_recipe, dpo_recipe, ipo_recipe = RECIPES.sft, RECIPES.dpo, RECIPES.ipo
+rpo_recipe, kto_recipe = RECIPES.rpo, RECIPES.kto
+self_rewarding_recipe, meta_rewarding_recipe = RECIPES.self_rewarding, RECIPES.meta_rewarding

@@ -7,21 +7,13 @@ import nemo_run as run
 from aligner import losses
 from aligner.api import align
 from aligner.losses import unpaired
+from aligner.recipes.signatures import AlignArguments
 
 
 def recipe(
+    arguments: AlignArguments,
     *,
     model: run.Config,
-    init_from: str | run.Partial | None,
-    train: str | run.Partial,
-    validation: str | run.Partial | None,
-    dir: str,
-    name: str,
-    num_nodes: int,
-    num_gpus_per_node: int,
-    peft_scheme: str | None,
-    packed_sequence: bool,
-    seq_length: int,
     max_steps: int = -1,
     max_epochs: int = 1,
     validate_every: int | float = 0.1,
@@ -43,7 +35,7 @@ def recipe(
     from aligner.data.module import AlignDataModule
     from aligner.train.limits import Limits
 
-    resume = run.Config(Resume)
+    resume, init_from = run.Config(Resume), arguments.init_from
     if isinstance(init_from, run.Partial):
         resume.init_stage = init_from
     elif init_from is not None:
@@ -55,19 +47,23 @@ def recipe(
         model=model,
         data=run.Config(
             AlignDataModule,
-            train=train,
-            validation=validation,
-            seq_length=seq_length,
+            train=arguments.train,
+            validation=arguments.validation,
+            seq_length=arguments.seq_length,
             micro_batch_size=micro_batch_size,
             global_batch_size=global_batch_size,
             apply_chat_template=apply_chat_template,
-            batching="packed" if packed_sequence else "padded",
+            batching="packed" if arguments.packed_sequence else "padded",
         ),
         trainer=trainer(
-            num_nodes, num_gpus_per_node, max_steps=max_steps, max_epochs=max_epochs, validate_every=validate_every
+            arguments.num_nodes or 1,
+            arguments.num_gpus_per_node,
+            max_steps=max_steps,
+            max_epochs=max_epochs,
+            validate_every=validate_every,
         ),
-        peft=adapters(peft_scheme),
-        log=log(dir, name, save_every=save_every),
+        peft=adapters(arguments.peft_scheme),
+        log=log(arguments.dir, arguments.name, save_every=save_every),
         optim=adam(lr, min_lr=min_lr, warmup_steps=warmup_steps, max_steps=max_steps),
         resume=resume,
         limits=run.Config(Limits),

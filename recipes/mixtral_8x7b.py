@@ -13,12 +13,14 @@ def model() -> run.Config:
     return families.nemo("MixtralModel", "MixtralConfig8x7B", vocab_size=32000)
 
 
-ALL = families.recipes(
+RECIPES = families.recipes(
     NAME,
     "Mixtral 8x7B Instruct v0.1",
     model,
     source="hf://mistralai/Mixtral-8x7B-Instruct-v0.1",
-    layout=Layout(nodes=4, tensor=4, pipeline=2, expert=4, answering=8),
-    adapters=Layout(tensor=2, expert=4, answering=8),
+    layout=Layout(nodes=4, tensor=4, pipeline=2, expert=4, generation_tensor=8),
+    adapters=Layout(tensor=2, expert=4, generation_tensor=8),
 )
-sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL
+sft_recipe, dpo_recipe, ipo_recipe = RECIPES.sft, RECIPES.dpo, RECIPES.ipo
+rpo_recipe, kto_recipe = RECIPES.rpo, RECIPES.kto
+self_rewarding_recipe, meta_rewarding_recipe = RECIPES.self_rewarding, RECIPES.meta_rewarding

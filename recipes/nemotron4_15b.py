@@ -13,7 +13,7 @@ def model() -> run.Config:
     return families.nemo("NemotronModel", "Nemotron4Config15B", vocab_size=256000)
 
 
-ALL = families.recipes(
+RECIPES = families.recipes(
     NAME,
     "Nemotron-4 15B Base",
     model,
@@ -22,4 +22,6 @@ ALL = families.recipes(
     adapters=Layout(tensor=2),
     apply_chat_template=False,
 )
-sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL
+sft_recipe, dpo_recipe, ipo_recipe = RECIPES.sft, RECIPES.dpo, RECIPES.ipo
+rpo_recipe, kto_recipe = RECIPES.rpo, RECIPES.kto
+self_rewarding_recipe, meta_rewarding_recipe = RECIPES.self_rewarding, RECIPES.meta_rewarding

@@ -13,7 +13,7 @@ def model() -> run.Config:
     return families.nemo("NemotronModel", "Nemotron4Config340B", vocab_size=256000)
 
 
-ALL = families.align_recipes(
+RECIPES = families.align_recipes(
     NAME,
     "Nemotron-4 340B Base",
     model,
@@ -22,4 +22,5 @@ ALL = families.align_recipes(
     adapters=Layout(nodes=4, tensor=8, pipeline=4, recompute=True),
     apply_chat_template=False,
 )
-sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe = ALL
+sft_recipe, dpo_recipe, ipo_recipe = RECIPES.sft, RECIPES.dpo, RECIPES.ipo
+rpo_recipe, kto_recipe = RECIPES.rpo, RECIPES.kto

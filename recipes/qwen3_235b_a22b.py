@@ -13,7 +13,7 @@ def model() -> run.Config:
     return families.nemo("Qwen3Model", "Qwen3Config235B_A22B")
 
 
-ALL = families.align_recipes(
+RECIPES = families.align_recipes(
     NAME,
     "Qwen3 235B-A22B",
     model,
@@ -21,4 +21,5 @@ ALL = families.align_recipes(
     layout=Layout(nodes=16, tensor=4, pipeline=2, expert=64, recompute=True),
     adapters=Layout(nodes=2, tensor=4, pipeline=2, expert=8, recompute=True),
 )
-sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe = ALL
+sft_recipe, dpo_recipe, ipo_recipe = RECIPES.sft, RECIPES.dpo, RECIPES.ipo
+rpo_recipe, kto_recipe = RECIPES.rpo, RECIPES.kto

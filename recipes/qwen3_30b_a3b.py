@@ -13,7 +13,7 @@ def model() -> run.Config:
     return families.nemo("Qwen3Model", "Qwen3Config30B_A3B")
 
 
-ALL = families.recipes(
+RECIPES = families.recipes(
     NAME,
     "Qwen3 30B-A3B",
     model,
@@ -21,4 +21,6 @@ ALL = families.recipes(
     layout=Layout(nodes=2, tensor=4, pipeline=2, expert=4),
     adapters=Layout(tensor=4, expert=4),
 )
-sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL
+sft_recipe, dpo_recipe, ipo_recipe = RECIPES.sft, RECIPES.dpo, RECIPES.ipo
+rpo_recipe, kto_recipe = RECIPES.rpo, RECIPES.kto
+self_rewarding_recipe, meta_rewarding_recipe = RECIPES.self_rewarding, RECIPES.meta_rewarding

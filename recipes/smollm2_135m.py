@@ -33,7 +33,7 @@ def model() -> run.Config:
     )
 
 
-ALL = families.recipes(
+RECIPES = families.recipes(
     NAME,
     "SmolLM2-135M-Instruct",
     model,
@@ -42,4 +42,6 @@ ALL = families.recipes(
     adapters=Layout(gpus=1),
     seq_length=1024,
 )
-sft_recipe, dpo_recipe, ipo_recipe, rpo_recipe, kto_recipe, self_rewarding_recipe, meta_rewarding_recipe = ALL
+sft_recipe, dpo_recipe, ipo_recipe = RECIPES.sft, RECIPES.dpo, RECIPES.ipo
+rpo_recipe, kto_recipe = RECIPES.rpo, RECIPES.kto
+self_rewarding_recipe, meta_rewarding_recipe = RECIPES.self_rewarding, RECIPES.meta_rewarding

@@ -1,6 +1,6 @@
-"""The demo's pipeline: sums that a model answers, a calculator checks, and the model learns from."""
+"""The demo's pipeline: a model answers sums, a calculator judges them, and the model learns from its best answers."""
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,34 +10,39 @@ from aligner.demo import toy
 from aligner.judge import verifiers
 from aligner.judge.judges import Verifier
 from aligner.recipes import methods, pipelines
+from aligner.recipes.signatures import AlignArguments
+
+Build = Callable[[AlignArguments], run.Partial]
 
 
 def pipeline(
-    policy: Callable[..., run.Partial],
-    dir: str,
-    name: str,
-    num_nodes: int,
-    num_gpus_per_node: int,
-    peft_scheme: str | None,
-    packed_sequence: bool,
-    seq_length: int,
+    build: Build,
+    arguments: AlignArguments,
     prompts: str | None,
-    init_from: str | None,
     *,
     beta: float | list[float] | None = None,
     method: Callable[[run.Partial], run.Partial] = methods.dpo,
     **settings: Any,
 ) -> run.Partial:
-    """Rounds of a model on sums, with a calculator as the judge; `policy` makes its recipes."""
-    sizes = num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length
+    """Iterations of a model on sums.
+
+    Args:
+        build: makes the recipe of a training stage.
+        arguments: of the pipeline; the stages share its sizes.
+        prompts: file of sums; None: those of the demo.
+        beta: see `pipelines.pipeline`.
+        method: what each iteration trains with.
+        settings: further arguments of `pipelines.pipeline`.
+    """
+    data = f"{arguments.dir}/data"
     return pipelines.pipeline(
-        functools.partial(_round, policy, sizes, method),
-        functools.partial(_engine, num_nodes, num_gpus_per_node),
-        dir=dir,
-        name=name,
-        init_from=init_from or _careless(policy, f"{dir}/{name}", "start", sizes),
-        prompts=prompts or run.Partial(toy.prompts, dir=f"{dir}/data", split="train"),
-        held_out=run.Partial(toy.prompts, dir=f"{dir}/data", split="validation"),
+        lambda **stage: _iteration(method(build(dataclasses.replace(arguments, **stage)))),
+        lambda checkpoint: _engine(arguments, checkpoint),
+        dir=arguments.dir,
+        name=arguments.name,
+        init_from=arguments.init_from or _careless(build, arguments),
+        prompts=prompts or run.Partial(toy.prompts, dir=data, split="train"),
+        held_out=run.Partial(toy.prompts, dir=data, split="validation"),
         judge=run.Config(Verifier, function=run.Partial(verifiers.exact_match)),
         beta=beta,
         max_tokens=8,
@@ -45,37 +50,31 @@ def pipeline(
     )
 
 
-def _engine(num_nodes: int, num_gpus_per_node: int, checkpoint: str) -> run.Config:
+def _engine(arguments: AlignArguments, checkpoint: str) -> run.Config:
     from aligner.generate.megatron_engine import MegatronEngine
 
     return run.Config(
-        MegatronEngine, checkpoint=checkpoint, batch_size=64, devices=num_gpus_per_node, num_nodes=num_nodes
+        MegatronEngine,
+        checkpoint=checkpoint,
+        batch_size=64,
+        devices=arguments.num_gpus_per_node,
+        num_nodes=arguments.num_nodes or 1,
     )
 
 
-def _careless(policy: Callable[..., run.Partial], dir: str, name: str, sizes: tuple[Any, ...]) -> run.Partial:
-    """400 steps on sums in which the carry is mostly forgotten."""
-    data = run.Partial(toy.arithmetic, dir=f"{dir}/data", split="careless", rows=4096)
-    nodes, gpus, _, packed, length = sizes
+def _careless(build: Build, arguments: AlignArguments) -> run.Partial:
+    """400 steps of SFT on sums in which the carry is mostly forgotten."""
+    folder = f"{arguments.dir}/{arguments.name}"
+    train = run.Partial(toy.arithmetic, dir=f"{folder}/data", split="careless", rows=4096)
     recipe = methods.sft(
-        policy(dir, name, nodes, gpus, None, packed, length, init_from=None, train=data, validation=None)
+        build(dataclasses.replace(arguments, dir=folder, name="start", peft_scheme=None, train=train, init_from=None))
     )
     recipe.trainer.max_steps = recipe.optim.lr_scheduler.max_steps = 400
     return recipe
 
 
-def _round(
-    policy: Callable[..., run.Partial],
-    sizes: tuple[Any, ...],
-    method: Callable[[run.Partial], run.Partial],
-    *,
-    dir: str,
-    name: str,
-    init_from: str,
-    train: str,
-) -> run.Partial:
-    """A round's training: some hundred rows, several times, and held to its chosen answers."""
-    recipe = method(policy(dir, name, *sizes, init_from=init_from, train=train, validation=None))
+def _iteration(recipe: run.Partial) -> run.Partial:
+    """Several epochs over some hundred rows, with an SFT term on the chosen responses."""
     recipe.sft_loss_weight = 1.0
     recipe.trainer.max_steps = recipe.optim.lr_scheduler.max_steps = 40
     recipe.optim.config.lr, recipe.optim.lr_scheduler.min_lr = 4e-4, 4e-5

@@ -167,7 +167,7 @@ def _register() -> None:
     _register_commands()
     _register_executors()
     _register_parts()
-    for model in recipes.__all__:  # their import registers the factories
+    for model in recipes.MODELS:  # their import registers the factories
         getattr(recipes, model)
 
 

@@ -101,7 +101,7 @@ def test_every_method_minimises_what_it_is_called_after() -> None:
         assert (sft.preference_loss_weight, sft.sft_loss_weight) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize("name", recipes.__all__)
+@pytest.mark.parametrize("name", recipes.MODELS)
 def test_a_model_is_what_its_file_is_called_after_and_its_layouts_can_divide_it(name: str) -> None:
     from nemo.lightning import io  # noqa: F401 - what is built is noted down by it
 
@@ -118,7 +118,7 @@ def test_a_model_is_what_its_file_is_called_after_and_its_layouts_can_divide_it(
             continue
         answering = module.meta_rewarding_recipe(peft_scheme=scheme, iterations=1).iterations[0].generate.engine
         layout_ = families.MODELS[name].adapters if scheme else families.MODELS[name].layout
-        assert answering.tensor_model_parallel_size == (layout_.answering or layout_.tensor)
+        assert answering.tensor_model_parallel_size == (layout_.generation_tensor or layout_.tensor)
         config: Any = fdl.build(recipe.model.config)
         assert config.num_query_groups % answering.tensor_model_parallel_size == 0
         assert (answering.num_nodes, answering.devices) == (recipe.trainer.num_nodes, recipe.trainer.devices)
