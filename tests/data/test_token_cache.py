@@ -286,7 +286,7 @@ def test_a_folder_that_cannot_be_written_to_serves_what_it_holds(
     def refuse(path: Path) -> Any:
         raise PermissionError(path)
 
-    monkeypatch.setattr(hashing, "written_whole", refuse)
+    monkeypatch.setattr(hashing, "atomic_write", refuse)
     old = time.time() - 100
     monkeypatch.setattr(hashing.time, "time_ns", lambda: int((old + 1000) * 1e9))
     assert token_file(rows, hf, PAIRS, tmp_path / "tokens").folder == made.folder

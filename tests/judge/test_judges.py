@@ -157,12 +157,12 @@ def test_a_servers_answers_are_kept_when_it_fails(serve: Any, files: tuple[str, 
         (lambda _: "Score: 1", {"model": "other"}, r"engine.model: .* has no 'other'; it has: judge"),
         (
             lambda _: "Score: 1",
-            {"url": "http://127.0.0.1:9/v1"},
+            {"base_url": "http://127.0.0.1:9/v1"},
             r"engine.base_url: http://127.0.0.1:9/v1 cannot be reached",
         ),
         (
             lambda _: "Score: 1",
-            {"key": "NO_SUCH_VARIABLE"},
+            {"api_key_env": "NO_SUCH_VARIABLE"},
             r"engine.api_key_env: the environment has no NO_SUCH_VARIABLE",
         ),
     ],
@@ -170,7 +170,7 @@ def test_a_servers_answers_are_kept_when_it_fails(serve: Any, files: tuple[str, 
 def test_a_server_that_does_not_serve(
     serve: Any, files: tuple[str, str], tmp_path: Path, reply: Reply, settings: dict[str, Any], message: str
 ) -> None:
-    given = {"url": serve(reply), "model": "judge", "retries": 0, "parallel": 1} | settings
+    given = {"base_url": serve(reply), "model": "judge", "retries": 0, "max_concurrent_requests": 1} | settings
     with pytest.raises(ConfigError, match=message):
         judge_responses(*files, str(tmp_path / "j.jsonl"), ModelJudge(OpenAIEngine(**given), num_judgments=1))
 
@@ -213,14 +213,14 @@ def test_a_server_generates(serve: Any, files: tuple[str, str], tmp_path: Path) 
         (
             {},
             "{{ prompt }} {{ response }} {{ goal }}",
-            r"has {{ goal }}, which nothing fills in; there are: high, low, prompt, response",
+            r"has {{ goal }}, which nothing fills in; there are: max_score, min_score, prompt, response",
         ),
         ({}, "{{ prompt }} {% if %}", r"judge.template: .*mine.jinja:1 is not a template"),
         ({"template": "nowhere"}, "", r"judge.template: 'nowhere' is neither a file nor one of additive, direct, meta"),
         ({"pattern": "Score: ("}, None, r"judge.pattern: 'Score: \(' is not a regular expression"),
         ({"pattern": "Score: 5"}, None, r"judge.pattern: 'Score: 5' has no group"),
         ({"num_judgments": 0}, None, r"judge.num_judgments: must be at least 1"),
-        ({"low": 5, "high": 5}, None, r"judge.min_score, judge.max_score: 5 to 5 is no scale"),
+        ({"min_score": 5, "max_score": 5}, None, r"judge.min_score, judge.max_score: 5 to 5 is no scale"),
         ({"top_p": 2.0}, None, r"top_p: must be above 0"),
     ],
 )

@@ -38,7 +38,7 @@ def gradients(nll: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
 def test_values_and_gradients_are_those_of_all_logits_at_once(
     rows: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "ROWS", rows)
+    monkeypatch.setattr(head, "CHUNK_SIZE", rows)
     hidden, weight, label = inputs(count)
     nll: Any = head.TokenNLL.apply(hidden, weight, label, One())
     expected = cross_entropy(hidden @ weight.T, label, reduction="none")
@@ -50,7 +50,7 @@ def test_values_and_gradients_are_those_of_all_logits_at_once(
 def test_in_half_precision_log_probabilities_are_in_float32_and_pieces_lose_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(head, "ROWS", 5)
+    monkeypatch.setattr(head, "CHUNK_SIZE", 5)
     hidden, weight, label = inputs(400, torch.bfloat16)
     nll: Any = head.TokenNLL.apply(hidden, weight, label, One())
     expected = cross_entropy((hidden @ weight.T).float(), label, reduction="none")
