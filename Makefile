@@ -2,9 +2,9 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 # NeMo needs 3.10 to 3.12. Each candidate is run, not only looked for: a pyenv shim may stand for nothing.
+FIT := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 FIND := for p in $(PYTHON) python3.11 python3.12 python3.10 python3; do \
-	"$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
-	&& echo "$$p" && break; done
+	"$$p" -c '$(FIT)' 2>/dev/null && echo "$$p" && break; done
 
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
@@ -33,14 +33,23 @@ parity: .venv-parity/installed  ## our losses against TRL's, in an environment o
 	@touch $@
 
 .venv/installed: pyproject.toml requirements.lock
-	@python=$$($(FIND)); \
-	if [ -z "$$python" ]; then \
-		echo "nemo-align needs Python 3.10, 3.11 or 3.12 with venv; none was found."; \
-		echo "On Debian or Ubuntu: apt-get install python3.11 python3.11-venv; or: make PYTHON=/path/to/python3.11"; \
-		exit 1; fi; \
-	test -x $(BIN)/python || "$$python" -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" "setuptools>=77" wheel
-	$(BIN)/python -m pip install --quiet --editable ".[test,dev,gguf,notebooks,docs]" --constraint requirements.lock
+	@if [ -e $(BIN)/python ]; then \
+		$(BIN)/python -c '$(FIT)' 2>/dev/null || { \
+			echo "$$($(BIN)/python --version 2>&1) in .venv does not fit: nemo-align needs 3.10, 3.11 or 3.12 with pip."; \
+			echo "Remove it and run make again: rm -rf .venv"; exit 1; }; \
+	else \
+		python=$$($(FIND)); \
+		if [ -z "$$python" ]; then \
+			echo "nemo-align needs Python 3.10, 3.11 or 3.12 with venv; none was found."; \
+			echo "On Debian or Ubuntu: apt-get install python3.11 python3.11-venv; or: make PYTHON=/path/to/python3.11"; \
+			exit 1; fi; \
+		echo "Creating .venv with $$("$$python" --version)"; \
+		"$$python" -m venv .venv; fi
+	@echo "Installing nemo-align, NeMo, Megatron-Core and torch into .venv: about two minutes, 5 GB on a GPU machine"
+	@$(BIN)/python -m pip install --quiet --upgrade "pip>=24" "setuptools>=77" wheel
+	@# Not setuptools' banner about editable installations.
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[test,dev,gguf,notebooks,docs]" --constraint requirements.lock
+	@echo "Installed. Commands: $(BIN)/nemo llm --help"
 	@touch $@
 
 clean:

@@ -75,7 +75,7 @@ def test_a_checkpoint_says_what_it_is(tiny: Tiny, execute: Execute) -> None:
     said = folders.metadata(folder / "checkpoints/step=4")
     assert (said["step"], said["consumed_samples"], said["epoch"]) == (4, 16, 1)
     assert said["settings"]["loss"] == "dpo" and said["settings"]["loss.beta"] == 0.1
-    assert said["settings"]["reference"] == "Cached" and said["settings"]["optim.config.lr"] == 1e-3
+    assert said["settings"]["reference"] == "CachedReference" and said["settings"]["optim.config.lr"] == 1e-3
     assert said["layout"] == {"ranks": 1, "tensor": 1, "pipeline": 1, "context": 1, "expert": 1}
     assert set(said["versions"]) >= {"nemo-align", "megatron-core", "torch"}
 
@@ -309,9 +309,9 @@ def test_what_a_run_means_does_not_change_unless_it_is_allowed(
 
 
 def test_what_checkpoints_hold_cannot_be_allowed_to_change() -> None:
-    then = {"reference": "Cached", "loss.beta": 0.1}
-    with pytest.raises(ConfigError, match=r"reference: was 'Cached', is 'Moving'\. .*another log.name$"):
-        resume_settings.compare(then, then | {"reference": "Moving"}, allowed=["reference"])
+    then = {"reference": "CachedReference", "loss.beta": 0.1}
+    with pytest.raises(ConfigError, match=r"reference: was 'CachedReference', is 'SyncedReference'\. .*another log.name$"):
+        resume_settings.compare(then, then | {"reference": "SyncedReference"}, allowed=["reference"])
 
 
 def test_a_longer_run_follows_the_longer_schedule(tiny: Tiny, execute: Execute) -> None:

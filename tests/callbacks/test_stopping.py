@@ -128,7 +128,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_rows(tiny: Tiny, tmp_pa
         jobs.append((ranks, recipe))
     codes, said = forked(tmp_path, jobs)
     assert codes == [[1], [1, 1]], said[-3000:]
-    named = [line for line in said.splitlines() if "GateError: step" in line]
+    named = [line for line in said.splitlines() if "SanityCheckError: step" in line]
     assert len(named) == 3 and named[1] == named[2]
     assert all("examples is not finite: " in line and "No weight was changed" in line for line in named)
     assert all("bad.jsonl:6" in line or "bad.jsonl:12" in line for line in named)

@@ -199,7 +199,7 @@ def test_loss_reference_and_adapters_are_chosen_by_name(typed: dict[str, Typed],
     assert typed["chosen"].code == 0, typed["chosen"].errors
     written = yaml.safe_load((folder / "chosen.yaml").read_text())
     assert written["loss"] == {"_target_": "aligner.losses.ipo", "_partial_": True, "beta": 0.2}
-    assert written["reference"] == {"_target_": "aligner.model.reference.Moving", "every": 5}
+    assert written["reference"] == {"_target_": "aligner.model.reference.SyncedReference", "sync_steps": 5}
     assert written["peft"]["dim"] == 8
 
 

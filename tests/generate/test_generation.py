@@ -213,14 +213,14 @@ KILLED = """
 import sys, time
 from aligner.generate import requests
 from aligner.generate.generation import generate_responses
-from aligner.generate.megatron_engine import Megatron
+from aligner.generate.megatron_engine import MegatronEngine
 if __name__ == "__main__":
     append = requests.append
     def slow(file, row):
         append(file, row)
         time.sleep(0.05)
     requests.append = slow
-    generate_responses(sys.argv[1], sys.argv[2], Megatron(sys.argv[3]), num_generations=3, max_tokens=10)
+    generate_responses(sys.argv[1], sys.argv[2], MegatronEngine(sys.argv[3]), num_generations=3, max_tokens=10)
 """
 
 

@@ -153,7 +153,7 @@ def test_all_stages_have_names_and_order(tmp_path: Path) -> None:
     parts = ("generate", "judge", "select", "align", "evaluate")
     assert names == ["start", *(f"iteration-{i}-{part}" for i in (1, 2) for part in parts)]
     meta = stages(smollm2_135m.meta_rewarding_recipe(dir=str(tmp_path), iterations=1))
-    assert list(meta) == [f"iteration-1-{part}" for part in ("generate", "judge", "meta", "select", "align")]
+    assert list(meta) == [f"iteration-1-{part}" for part in ("generate", "judge", "meta_judge", "select", "align")]
 
 
 JOB = """

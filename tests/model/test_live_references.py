@@ -161,8 +161,8 @@ def test_what_a_reference_cannot_be_is_refused(tiny: Tiny, execute: Execute, tmp
     recipe = tiny("began", held_out=0)
     recipe.trainer.max_steps = 6
     recipe.reference = run.Config(FrozenReference)
-    with pytest.raises(ConfigError, match=r"reference: was 'Cached', is 'Frozen'"):
+    with pytest.raises(ConfigError, match=r"reference: was 'CachedReference', is 'FrozenReference'"):
         execute(recipe)
     recipe.reference, recipe.loss = None, run.Partial(losses.simpo)
-    with pytest.raises(ConfigError, match=r"reference: was 'Cached', is None"):
+    with pytest.raises(ConfigError, match=r"reference: was 'CachedReference', is None"):
         execute(recipe)

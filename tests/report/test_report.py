@@ -71,7 +71,7 @@ def test_what_should_not_be_overlooked(tmp_path: Path) -> None:
     run_folder.add_note(folder, 7, "the loss is 9, 8.0 standard deviations above <that>")
     (folder / "provenance/job-2").mkdir()
     first = json.loads((folder / "provenance/job-1/job.json").read_text())
-    second = first | {"ended": {"at": "later", "status": "failed", "error": "GateError: no"}}
+    second = first | {"ended": {"at": "later", "status": "failed", "error": "SanityCheckError: no"}}
     (folder / "provenance/job-1/job.json").write_text(json.dumps(first | {"ended": None}))
     (folder / "provenance/job-2/job.json").write_text(json.dumps(second))
     said = run_data.diagnose(run_data.read(folder))
