@@ -1,6 +1,7 @@
 """Repository layout: which way imports run, how large packages and files are, what the wheel holds."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -195,3 +196,20 @@ def test_light_modules_load_without_nemo() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_lists_every_package() -> None:
+    (layout,) = re.findall(r"## Repository layout\n+```\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(layout.splitlines()) <= 16
+    named = re.findall(r"^(?:aligner/)?(.*?)  ", layout, flags=re.MULTILINE)
+    listed = [part.strip("/").removesuffix(".py") for names in named for part in names.split()]
+    assert sorted(listed) == sorted(PACKAGES)
+
+
+def test_the_picture_of_the_packages_is_that_of_the_code() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import draw_packages; print(draw_packages.draw(), end='')"],
+        cwd=ROOT / "docs", capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (ROOT / "docs/packages.svg").read_text(), "python docs/draw_packages.py draws it anew"
