@@ -26,7 +26,7 @@ def render(template: Path, **values: Any) -> str:
 
 
 def svg(figure: Any) -> Any:
-    """Convert a matplotlib figure to unescaped SVG markup; equal figures give equal text."""
+    """Convert a matplotlib figure to SVG that templates do not escape; the same figure gives the same text."""
     import jinja2
 
     buffer = io.StringIO()
