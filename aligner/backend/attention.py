@@ -49,7 +49,7 @@ class ScaledDotProductAttention(DotProductAttention):
         attention_bias: Any = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
-        """Attend; padded: `[T, B, heads, d]` -> `[T, B, heads · d]`, packed: `[T, heads, d]` -> the same shape."""
+        """Compute attention: padded `[T, B, heads, d]` -> `[T, B, heads · d]`, packed `[T, heads, d]` -> same shape."""
         if packed_seq_params is not None:
             lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
             if self.config.context_parallel_size > 1:

@@ -2,7 +2,7 @@
 
 Only this file changes upstream code. On a machine with both, `apply()` fixes two problems: the leftover process of
 Megatron's checkpoint writer, and notebooks. Each entry of `PATCHES` is one patch with the upstream line that needs
-it; `tests/backend/test_patches.py` checks that the line still does.
+it; `tests/backend/test_patches.py` checks that upstream still needs the patch.
 """
 
 from __future__ import annotations

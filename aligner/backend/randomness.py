@@ -21,12 +21,12 @@ def seed_step(seed: int, step: int, *, te_tracker: bool = False) -> None:
     Tensor-parallel ranks draw the same numbers outside of tensor-parallel layers, as Megatron requires, and different
     numbers inside. Other ranks draw different numbers (Megatron's default: equal dropout on all data-parallel ranks).
     """
-    rank = (
+    ranks = (
         parallel_state.get_data_parallel_rank(with_context_parallel=True),
         parallel_state.get_pipeline_model_parallel_rank(),
     )
     # Below 2^31: Megatron adds offsets for its own streams.
-    step_seed = int(np.random.SeedSequence([seed, step, *rank]).generate_state(1)[0]) >> 1
+    step_seed = int(np.random.SeedSequence([seed, step, *ranks]).generate_state(1)[0]) >> 1
     random.seed(step_seed)
     np.random.seed(step_seed)
     torch.manual_seed(step_seed)

@@ -21,7 +21,7 @@ def base_of(checkpoint: Path) -> Path | None:
     """Return the base of an adapter checkpoint; None for a checkpoint of a full model.
 
     Raises:
-        CheckpointError: the recorded path of the base is not a checkpoint.
+        CheckpointError: the base checkpoint is missing at its recorded path.
     """
     meta = checkpoint / WEIGHTS_PATH / ADAPTER_META_FILENAME
     if not meta.is_file():

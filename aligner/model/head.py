@@ -1,8 +1,8 @@
 """Fused output layer and cross-entropy at scored positions, without materializing all logits.
 
-Megatron computes logits `[T, R, V]` of every position, including prompts and padding, and keeps them in float32 with a
-copy for the backward pass: 4 GB each for 8,192 tokens of Llama 3. This module applies the layer to scored positions
-only, `CHUNK_SIZE` at a time; the backward pass recomputes each chunk of logits.
+Megatron computes logits `[T, R, V]` of every position, including prompts and padding. It keeps them in
+float32 for the backward pass, and a copy: 4 GB each for 8,192 tokens of Llama 3. This module applies the layer to
+scored positions only, `CHUNK_SIZE` at a time; the backward pass recomputes each chunk of logits.
 
 Dimensions: N scored positions, H hidden size, V entries of the vocabulary on this tensor-parallel rank.
 """

@@ -52,7 +52,7 @@ def _check_tensor(parallel: Any, config: Any) -> None:
         if value % tensor:
             raise ConfigError(
                 f"{STRATEGY}.tensor_model_parallel_size: {tensor} ranks cannot share model.config.{name}={value} "
-                f"evenly; use {_nearest_divisor(tensor, config.num_attention_heads, groups, config.ffn_hidden_size)}"
+                f"evenly; use {_divisor(tensor, config.num_attention_heads, groups, config.ffn_hidden_size)}"
             )
 
 
@@ -81,11 +81,7 @@ def _check_pipeline(parallel: Any, config: Any) -> None:
     if between < 0 or left < between or (between == 0 and left) or (between and left % (between * chunks)):
         ends = "" if first is None and last is None else " that the first and the last stage leave"
         expected = f"{between} x {chunks}" if chunks > 1 else str(max(0, between))
-        even = (
-            f"; use {_nearest_divisor(stages * chunks, layers)} stages in all"
-            if between == stages and not counted
-            else ""
-        )
+        even = f"; use {_divisor(stages * chunks, layers)} stages in all" if between == stages and not counted else ""
         raise ConfigError(
             f"{STRATEGY}.pipeline_model_parallel_size: the {left} layers{counted}{ends} cannot be divided over "
             f"{expected} stages{even}, or change num_layers_in_first_pipeline_stage and "
@@ -110,7 +106,7 @@ def _check_experts(parallel: Any, config: Any, ranks: int) -> None:
     if experts % ep:
         raise ConfigError(
             f"{STRATEGY}.expert_model_parallel_size: {ep} ranks cannot share {experts} experts evenly; use "
-            f"{_nearest_divisor(ep, experts)}"
+            f"{_divisor(ep, experts)}"
         )
     group = ep * (parallel.expert_tensor_parallel_size or tensor) * parallel.pipeline_model_parallel_size
     if ranks % group:
@@ -153,7 +149,7 @@ def special_attention(config: Any) -> list[str]:
     return [name for name, value in special.items() if value]
 
 
-def _nearest_divisor(wanted: int, *sizes: int) -> int:
+def _divisor(wanted: int, *sizes: int) -> int:
     """Return the common divisor of `sizes` nearest to `wanted`; the smaller one of a tie."""
     return min(
         (n for n in range(1, min(sizes) + 1) if not any(size % n for size in sizes)), key=lambda n: abs(n - wanted)

@@ -143,8 +143,8 @@ def attach_objective(model: Any, objective: Objective, *, interleaved: bool = Fa
     model.config.data_step_fn = data_step
     model.config.forward_step_fn = forward_step
     model.config.calculate_per_token_loss = True
-    # Pipeline stages exchange the shapes of micro-batches, which differ. Not with interleaved stages: two messages
-    # between the same two ranks could be confused (`aligner.data.loader` pads these batches).
+    # Pipeline stages exchange the shapes of micro-batches, which vary. Interleaved stages cannot: two messages between
+    # the same two ranks could be confused (`aligner.data.loader` pads these batches).
     model.config.variable_seq_lengths = not interleaved
     if interleaved:
         # Megatron's rule for two ranks: forward and backward messages need separate channels.

@@ -19,7 +19,7 @@ def weights_hash(model: Any) -> str:
     Each element is mixed with its parameter's name and its index in the full parameter. The sum of the mixed numbers
     modulo 2^64 does not depend on the distribution over ranks.
     """
-    # Pieces of named global tensors; this rank adds those of which it has the main replica.
+    # Pieces of named global tensors; this rank adds its main replicas.
     state = model.sharded_state_dict()
     apply_factories(state)
     first = next(model.parameters())
