@@ -1,8 +1,8 @@
 """Layers without Transformer Engine: attention over padded and packed sequences, norms for sequence parallelism.
 
-Megatron's own attention for such machines builds the whole matrix of scores and refuses packed sequences and context
-parallelism; its norms refuse sequence parallelism. With Transformer Engine nothing of this is used: its attention reads
-the same bounds.
+Without Transformer Engine, Megatron's attention materializes the full score matrix and refuses packed sequences and
+context parallelism; its norms refuse sequence parallelism. With Transformer Engine these layers are unused: its
+attention reads the same `cu_seqlens`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from aligner.backend import context_parallel
 
 
 class ScaledDotProductAttention(DotProductAttention):
-    """Softmax(q kᵀ · scale) v, causal, each sequence for itself."""
+    """Causal attention within each sequence: softmax(q kᵀ · scale) v."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        # Upstream refuses what it does not know; here the keys of all ranks are gathered.
-        super().__init__(_with(config, context_parallel_size=1), *args, **kwargs)
+        # Upstream refuses context parallelism; this class gathers the keys of all ranks.
+        super().__init__(_copy_with(config, context_parallel_size=1), *args, **kwargs)
         self.config = config
 
     def forward(
@@ -49,47 +49,47 @@ class ScaledDotProductAttention(DotProductAttention):
         attention_bias: Any = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
-        """Padded: `[T, B, heads, d]` -> `[T, B, heads · d]`; packed: `[T, heads, d]` -> the same shape."""
+        """Compute attention: padded `[T, B, heads, d]` -> `[T, B, heads · d]`, packed `[T, heads, d]` -> same shape."""
         if packed_seq_params is not None:
             lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
             if self.config.context_parallel_size > 1:
                 key, value = (context_parallel.gather_keys(x, lengths) for x in (key, value))
             queries = query.split([length // self.config.context_parallel_size for length in lengths])
             parts = zip(queries, key.split(lengths), value.split(lengths), strict=True)
-            # [t, heads, d] -> [1, heads, t, d]; torch's fast kernels want all four.
-            found = [self._causal(*(x.transpose(0, 1)[None] for x in part)) for part in parts]
-            return torch.cat([x[0].transpose(0, 1) for x in found])
-        if attention_mask is not None or query.shape[0] != key.shape[0] or not self._plain:
+            # [t, heads, d] -> [1, heads, t, d]; torch's fast kernels need all four dimensions.
+            contexts = [self._causal_attention(*(x.transpose(0, 1)[None] for x in part)) for part in parts]
+            return torch.cat([x[0].transpose(0, 1) for x in contexts])
+        if attention_mask is not None or query.shape[0] != key.shape[0] or not self._is_plain_causal:
             assert self.config.context_parallel_size == 1, "checked where the run is configured"
             return super().forward(query, key, value, attention_mask, attn_mask_type, attention_bias)  # type: ignore[arg-type]
         if self.config.context_parallel_size > 1:
             length = len(key) * self.config.context_parallel_size
             key, value = (context_parallel.gather_keys(x, [length]) for x in (key, value))
-        context = self._causal(*(x.permute(1, 2, 0, 3) for x in (query, key, value)))
+        context = self._causal_attention(*(x.permute(1, 2, 0, 3) for x in (query, key, value)))
         return context.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1)
 
     @functools.cached_property
-    def _plain(self) -> bool:
-        """Whether nothing is asked for that torch's attention does not know."""
+    def _is_plain_causal(self) -> bool:
+        """Whether torch's attention supports every setting of this layer."""
         return (
             self.attn_mask_type == AttnMaskType.causal
             and self.softmax_offset is None
             and self.scale_mask_softmax.window_size is None
-            # Megatron divides by the layer's number here and multiplies by it in the softmax.
+            # `apply_query_key_layer_scaling`: Megatron divides by the layer number here and multiplies in the softmax.
             and self.scale_mask_softmax.scale is None
         )
 
-    def _causal(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        assert self._plain, "a packed model must attend causally, without window or softmax offset"
+    def _causal_attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        assert self._is_plain_causal, "a packed model must attend causally, without window or softmax offset"
         dropout = self.attention_dropout.p if self.training else 0.0
         tracker: Any = tensor_parallel.get_cuda_rng_tracker()
-        drawing = tracker.fork() if dropout else contextlib.nullcontext()
+        dropout_rng = tracker.fork() if dropout else contextlib.nullcontext()
         mask, ranks = None, self.config.context_parallel_size
         if ranks > 1:
             length = key.shape[2]
-            at = context_parallel.local_positions([length]).to(key.device)
-            mask = at[:, None] >= torch.arange(length, device=key.device)
-        with drawing:
+            positions = context_parallel.local_positions([length]).to(key.device)
+            mask = positions[:, None] >= torch.arange(length, device=key.device)
+        with dropout_rng:
             return torch.nn.functional.scaled_dot_product_attention(
                 query,
                 key,
@@ -103,19 +103,19 @@ class ScaledDotProductAttention(DotProductAttention):
 
 
 class Norm:
-    """Torch's norm, whose weights say that their gradients must be added up over sequence-parallel ranks."""
+    """Torch's norm with weights marked for gradient summation over sequence-parallel ranks."""
 
     def __new__(cls, config: Any, hidden_size: int, eps: float = 1e-5, **_: Any) -> Any:
-        norm: Any = WrappedTorchNorm(_with(config, sequence_parallel=False), hidden_size, eps)
+        norm: Any = WrappedTorchNorm(_copy_with(config, sequence_parallel=False), hidden_size, eps)
         for parameter in norm.parameters():
             parameter.sequence_parallel = config.sequence_parallel
         return norm
 
 
-def _with(config: Any, **changed: Any) -> Any:
-    """A config that differs in some fields; `dataclasses.replace` would work its other fields out again."""
+def _copy_with(config: Any, **changes: Any) -> Any:
+    """Copy a config with changed fields; `dataclasses.replace` would run `__post_init__` again."""
     config = copy.copy(config)
-    for name, value in changed.items():
+    for name, value in changes.items():
         setattr(config, name, value)
     return config
 
@@ -123,18 +123,18 @@ def _with(config: Any, **changed: Any) -> Any:
 REPLACED = {DotProductAttention: ScaledDotProductAttention, WrappedTorchNorm: Norm}
 
 
-def _replace(spec: Any, replaced: Mapping[Any, Any]) -> None:
-    """Put other layers into a specification, in place."""
+def _replace_modules(spec: Any, replaced: Mapping[Any, Any]) -> None:
+    """Replace layer classes in a `ModuleSpec`, in place."""
     spec.module = replaced.get(spec.module, spec.module)
     for name, part in list(vars(spec.submodules).items()) if spec.submodules is not None else []:
         if isinstance(part, ModuleSpec):
-            _replace(part, replaced)
+            _replace_modules(part, replaced)
         elif isinstance(part, type) and part in replaced:
             setattr(spec.submodules, name, replaced[part])
 
 
 def replace_attention(config: Any, replaced: Mapping[Any, Any] = REPLACED) -> None:
-    """Have a NeMo GPT config build its layers with these wherever it would take Megatron's own."""
+    """Make a NeMo GPT config build its layers with the classes of `replaced` in place of Megatron's."""
     upstream = config.transformer_layer_spec
 
     def layer_spec(config: Any, vp_stage: int | None = None) -> Any:
@@ -147,7 +147,7 @@ def replace_attention(config: Any, replaced: Mapping[Any, Any] = REPLACED) -> No
             count = get_num_layers_to_build(config, vp_stage)
             spec = TransformerBlockSubmodules(layer_specs=[spec] * count, layer_norm=LayerNormImpl)  # type: ignore[arg-type]
         for layer in spec.layer_specs or []:
-            _replace(layer, replaced)
+            _replace_modules(layer, replaced)
         spec.layer_norm = replaced.get(spec.layer_norm, spec.layer_norm)
         return spec
 

@@ -1,7 +1,7 @@
 """Context parallelism: positions of each rank, and gathering over ranks.
 
-With C ranks every sequence is cut into 2·C pieces of one length; rank r holds piece r and piece 2·C - 1 - r, so that
-under causal attention all ranks have the same work. That is the cut that Megatron and Transformer Engine expect.
+With C ranks, every sequence is split into 2·C pieces of equal length. Rank r has pieces r and 2·C - 1 - r, which
+balances the work of causal attention. Megatron and Transformer Engine expect this split.
 """
 
 from __future__ import annotations
@@ -20,41 +20,40 @@ from torch import Tensor
 
 
 def cp_size() -> int:
-    """Number of ranks that share each sequence."""
+    """Return the number of ranks that share each sequence."""
     return parallel_state.get_context_parallel_world_size()
 
 
 def cp_rank() -> int:
-    """This rank's place among them. Rank 0 counts the examples that all of them share."""
+    """Return this rank's index in its context-parallel group; rank 0 counts the group's examples."""
     return parallel_state.get_context_parallel_rank()
 
 
 @functools.lru_cache(maxsize=256)
 def rank_positions(lengths: tuple[int, ...], ranks: int) -> Tensor:
-    """Positions of each rank in concatenated sequences, `[ranks, Σ lengths / ranks]`.
+    """Compute each rank's positions in concatenated sequences, `[ranks, Σ lengths / ranks]`.
 
     Each length must be a multiple of `2 * ranks`.
     """
-    found: list[list[Tensor]] = [[] for _ in range(ranks)]
+    positions: list[list[Tensor]] = [[] for _ in range(ranks)]
     begin = 0
     for length in lengths:
         pieces = torch.arange(begin, begin + length).chunk(2 * ranks)
         for rank in range(ranks):
-            found[rank] += [pieces[rank], pieces[2 * ranks - 1 - rank]]
+            positions[rank] += [pieces[rank], pieces[2 * ranks - 1 - rank]]
         begin += length
-    return torch.stack([torch.cat(pieces) for pieces in found])
+    return torch.stack([torch.cat(pieces) for pieces in positions])
 
 
 def local_positions(lengths: Sequence[int]) -> Tensor:
-    """Positions of this rank, `[Σ lengths / C]`, in a row that concatenates sequences of these lengths."""
+    """Compute this rank's positions, `[Σ lengths / C]`, in a row of concatenated sequences of these lengths."""
     return rank_positions(tuple(lengths), cp_size())[cp_rank()]
 
 
 def gather_tokens(part_RT: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Assemble per-position values of all ranks on each of them: `[R, T / C]` -> `[R, T]`.
+    """Gather per-position values of all ranks on every rank: `[R, T / C]` -> `[R, T]`.
 
-    The gradient flows back to this rank's positions alone; gradients of different ranks are added up with those of the
-    weights.
+    Backward passes the gradient to this rank's positions only; the reduction of the weights' gradients sums over ranks.
     """
     if cp_size() <= 1:
         return part_RT
@@ -64,10 +63,10 @@ def gather_tokens(part_RT: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def gather_keys(part: Tensor, lengths: list[int]) -> Tensor:
-    """Keys or values of all ranks in the order of their positions; dimension 0 runs over the positions.
+    """Gather the keys or values of all ranks in the order of positions; dimension 0 is the position.
 
-    The gradients of all ranks flow back to the one that holds a position.
+    Backward sums the gradients of all ranks on the rank of each position.
     """
     group: Any = parallel_state.get_context_parallel_group()
-    found = gather_from_sequence_parallel_region(part.contiguous(), group=group)
-    return found[rank_positions(tuple(lengths), group.size()).flatten().argsort().to(part.device)]
+    gathered = gather_from_sequence_parallel_region(part.contiguous(), group=group)
+    return gathered[rank_positions(tuple(lengths), group.size()).flatten().argsort().to(part.device)]

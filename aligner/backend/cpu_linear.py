@@ -1,6 +1,6 @@
-"""Matrix products of a model that only answers, on a CPU: by oneDNN, in the layout that it reads fastest.
+"""Linear layers for CPU inference: oneDNN products with weights in oneDNN's packed layout.
 
-A step of decoding reads all weights for a few rows. From torch's layout, by MKL, that takes about twice as long.
+A decoding step reads all weights for a few rows. MKL with torch's layout takes about twice as long.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from torch import Tensor
 
 ROWS = 64
-"""Of the input, that the layout is chosen for."""
+"""Input rows for which oneDNN optimizes the layout."""
 
 
 def replace_linear(model: torch.nn.Module) -> None:
-    """Have all linear layers of Megatron's multiply so; the weights must stay what they are, and are held twice."""
-    for layer in model.modules():
-        if isinstance(layer, ColumnParallelLinear | RowParallelLinear):
-            own: Any = layer
-            own._forward_impl = _Product()
+    """Make all of Megatron's linear layers use oneDNN; weights must not change, and take twice the memory."""
+    for module in model.modules():
+        if isinstance(module, ColumnParallelLinear | RowParallelLinear):
+            layer: Any = module
+            layer._forward_impl = _PackedLinear()
 
 
-class _Product:
-    """x Wᵀ + b, of a weight that is laid out when it is first seen: a tied one belongs to another layer."""
+class _PackedLinear:
+    """Product x Wᵀ + b; packs the weight at the first call, because a tied weight belongs to another layer."""
 
     weight: Tensor | None = None
 
-    def __call__(self, *, input: Tensor, weight: Tensor, bias: Tensor | None, **settings: Any) -> Tensor:
-        assert not settings["sequence_parallel"], "a model that answers has whole sequences on every rank"
+    def __call__(self, *, input: Tensor, weight: Tensor, bias: Tensor | None, **kwargs: Any) -> Tensor:
+        assert not kwargs["sequence_parallel"], "a model that answers has whole sequences on every rank"
         if self.weight is not weight:
-            self.weight, self.laid_out = weight, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
-        return torch.ops.mkldnn._linear_pointwise(input, self.laid_out, bias, "none", [], "")
+            self.weight, self.packed_weight = weight, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+        return torch.ops.mkldnn._linear_pointwise(input, self.packed_weight, bias, "none", [], "")

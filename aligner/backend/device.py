@@ -1,4 +1,4 @@
-"""Which device this process computes on, and whether Transformer Engine is there."""
+"""Compute device of this process, and availability of Transformer Engine."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def no_transformer_engine() -> bool:
 
 
 def communication_device() -> str:
-    """Device of tensors that ranks exchange: "cuda" for NCCL, "cpu" for gloo."""
+    """Return the device of tensors that ranks exchange: "cuda" for NCCL, "cpu" for gloo."""
     return "cpu" if no_cuda() else "cuda"

@@ -1,4 +1,4 @@
-"""What a run does to the process it is in, so that another can follow: ranks, main script, errors of the machine."""
+"""Process groups and environment of a run, set up and torn down for several runs in one process."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _runs = itertools.count()
 
 
 def fresh_store(cluster: ClusterEnvironment | None) -> torch.distributed.Store | None:
-    """Where ranks meet this time; None for torch's own way, which serves the first meeting of a process only.
+    """Create a rendezvous store; None selects torch's own rendezvous, which works once per process.
 
-    A second process group would find the first one's addresses in the launcher's store and wait for ever.
+    A second process group would read the first group's addresses from the launcher's store and wait forever.
     """
     number = next(_runs)
     assert cluster is not None
@@ -39,20 +39,20 @@ def fresh_store(cluster: ClusterEnvironment | None) -> torch.distributed.Store |
 
 @contextlib.contextmanager
 def rank_zero_first() -> Iterator[bool]:
-    """What one rank does for all, outside of Megatron: it is told True, and at the end the others wait for it.
+    """Run a block on rank 0, outside of Megatron: yield True there, and False on the other ranks, which wait.
 
-    If it fails, they do: what they wait in ends when it does.
+    If rank 0 fails, the other ranks fail in the barrier.
     """
     cluster = next((kind() for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect()), None)
     if cluster is None or cluster.world_size() == 1:
         yield True
         return
     store = fresh_store(cluster)
-    at: dict[str, Any] = {"store": store} if store is not None else {"init_method": "env://"}
+    rendezvous: dict[str, Any] = {"store": store} if store is not None else {"init_method": "env://"}
     if store is None:
         os.environ |= {"MASTER_ADDR": cluster.main_address, "MASTER_PORT": str(cluster.main_port)}
     rank, world = cluster.global_rank(), cluster.world_size()
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(days=7), **at)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(days=7), **rendezvous)
     try:
         yield rank == 0
         torch.distributed.barrier()
@@ -61,17 +61,17 @@ def rank_zero_first() -> Iterator[bool]:
 
 
 LAUNCHER = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK")
-KEPT = (*LAUNCHER, *kernels.SET)
+PRESERVED = (*LAUNCHER, *kernels.SET)
 
 
 @contextlib.contextmanager
 def preserved_environment() -> Iterator[None]:
-    """Undo what a run writes into the environment.
+    """Restore the environment variables that a run sets.
 
-    A process started afterwards, from a notebook say, would take this one's port for its own, and a next run its
+    Otherwise a process started later, for example from a notebook, would use this run's port, and the next run its
     kernels.
     """
-    before = {name: os.environ.get(name) for name in KEPT}
+    before = {name: os.environ.get(name) for name in PRESERVED}
     try:
         yield
     finally:
@@ -83,7 +83,7 @@ def preserved_environment() -> Iterator[None]:
 
 
 def destroy_distributed() -> None:
-    """Take Megatron and torch.distributed down."""
+    """Destroy the process groups of Megatron and torch.distributed."""
     if torch.distributed.is_initialized():
         parallel_state.destroy_model_parallel()
         torch.distributed.destroy_process_group()

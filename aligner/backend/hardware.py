@@ -1,6 +1,6 @@
-"""Settings that depend on the machine a job lands on, decided there and not where the recipe was written.
+"""Hardware-dependent settings, determined on the machine of the job and not where the recipe was written.
 
-Recipes hold these as `run.Config(hardware.precision_plugin)`: the function runs when the job builds its arguments.
+Recipes use `run.Config(hardware.precision_plugin)`: the function runs when the job builds its arguments.
 """
 
 import dataclasses
@@ -17,15 +17,18 @@ Precision = Literal["16-mixed", "bf16-mixed", "32"]
 
 
 def fused_adam() -> bool:
-    """Whether Transformer Engine or Apex is here; without their Adam, Megatron's distributed optimizer can be
-    saved but not loaded (megatron/core/optimizer/distrib_optimizer.py: fresh states have no step)."""
+    """Whether a GPU and Transformer Engine or Apex are available.
+
+    Without their Adam, Megatron's distributed optimizer can be saved but not loaded
+    (megatron/core/optimizer/distrib_optimizer.py: fresh states have no step).
+    """
     return torch.cuda.is_available() and any(map(importlib.util.find_spec, ("transformer_engine", "apex")))
 
 
 def precision_plugin(
     gpu_precision: Precision = "bf16-mixed", cpu_precision: Precision = "32"
 ) -> nl.MegatronMixedPrecision:
-    """Mixed precision: bfloat16 with float32 gradients on a GPU, float32 on a CPU."""
+    """Create the precision plugin: by default bfloat16 with float32 gradients on a GPU, float32 on a CPU."""
     return nl.MegatronMixedPrecision(precision=gpu_precision if torch.cuda.is_available() else cpu_precision)
 
 
@@ -37,12 +40,12 @@ def optimizer_config(
     clip_grad: float = 1.0,
     **kwargs: Any,
 ) -> OptimizerConfig:
-    """Megatron's Adam; distributed over the data-parallel ranks where that can be resumed.
+    """Configure Megatron's Adam; distributed over the data-parallel ranks where such a state can be resumed.
 
     `kwargs` are further fields of Megatron's OptimizerConfig.
 
     Raises:
-        ConfigError: it has no such field.
+        ConfigError: OptimizerConfig has no such field.
     """
     fields = [field.name for field in dataclasses.fields(OptimizerConfig)]
     for name in kwargs:
@@ -50,10 +53,10 @@ def optimizer_config(
             raise ConfigError(
                 f"optim.config.{name}: Megatron's OptimizerConfig has no such field ({', '.join(fields)})"
             )
-    half = torch.cuda.is_available()
+    bf16 = torch.cuda.is_available()
     kwargs.setdefault("use_distributed_optimizer", fused_adam())
-    kwargs.setdefault("bf16", half)
-    kwargs.setdefault("params_dtype", torch.bfloat16 if half else torch.float32)
+    kwargs.setdefault("bf16", bf16)
+    kwargs.setdefault("params_dtype", torch.bfloat16 if bf16 else torch.float32)
     return OptimizerConfig(
         optimizer="adam",
         lr=lr,
@@ -66,7 +69,7 @@ def optimizer_config(
 
 
 def compute_dtype(config: Any) -> torch.dtype:
-    """Dtype that a Megatron model computes in; `params_dtype` is float32 also for NeMo's bf16-mixed."""
+    """Return a Megatron model's compute dtype; `params_dtype` is float32 also for NeMo's bf16-mixed."""
     if config.bf16:
         return torch.bfloat16
     return torch.float16 if config.fp16 else config.params_dtype

@@ -1,4 +1,4 @@
-"""Norms whose weight is what their scale differs from 1 by, as Nemotron keeps it; torch's own keep the scale."""
+"""Zero-centered norms: the weight is the scale minus 1, as in Nemotron; the weight of torch's norms is the scale."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 class CenteredLayerNorm(torch.nn.LayerNorm):
-    """(x - mean) / deviation · (1 + weight) + bias."""
+    """Layer norm: (x - mean) / standard deviation · (1 + weight) + bias."""
 
     def reset_parameters(self) -> None:
         torch.nn.init.zeros_(self.weight)
@@ -21,7 +21,7 @@ class CenteredLayerNorm(torch.nn.LayerNorm):
 
 
 class CenteredRMSNorm(torch.nn.RMSNorm):
-    """x / root of the mean square · (1 + weight)."""
+    """RMS norm: x / root mean square · (1 + weight)."""
 
     def reset_parameters(self) -> None:
         torch.nn.init.zeros_(self.weight)
@@ -31,6 +31,6 @@ class CenteredRMSNorm(torch.nn.RMSNorm):
 
 
 def centered(config: Any, hidden_size: int, eps: float) -> torch.nn.Module:
-    """The one that a Megatron config asks for."""
+    """Create the norm that `config.normalization` names."""
     kind = {"LayerNorm": CenteredLayerNorm, "RMSNorm": CenteredRMSNorm}[config.normalization]
     return kind(hidden_size, eps=eps)

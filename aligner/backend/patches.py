@@ -1,8 +1,8 @@
-"""Lets Megatron-Core 0.15 and NeMo 2.7 run where CUDA or Transformer Engine is missing.
+"""Patches of Megatron-Core 0.15 and NeMo 2.7 for machines without CUDA or Transformer Engine.
 
-The only file of this package that changes other people's code. On a machine that has both, `apply()` mends two
-things: the process that Megatron's checkpoint writer leaves behind, and notebooks. Each entry of `PATCHES` is one
-patch, with the upstream line that needs it; `tests/aligner/test_cpu.py` shows that it still does.
+Only this file changes upstream code. On a machine with both, `apply()` fixes two problems: the leftover process of
+Megatron's checkpoint writer, and notebooks. Each entry of `PATCHES` is one patch with the upstream line that needs
+it; `tests/backend/test_patches.py` checks that upstream still needs the patch.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ CPU = torch.device("cpu")
 
 
 class Patch(NamedTuple):
-    """One change to upstream."""
+    """One change of upstream code."""
 
     why: str
-    """The upstream file, line or symbol that cannot run otherwise."""
+    """Upstream file, line or symbol that fails without the patch."""
     needed: Callable[[], bool]
     apply: Callable[[], None]
 
@@ -45,7 +45,7 @@ def _is_cuda(device: Any) -> bool:
 
 
 class CudaAsCpu(TorchFunctionMode):
-    """Reads every request for a CUDA tensor as a request for a CPU tensor, in the thread that entered it."""
+    """Torch function mode that creates CPU tensors for CUDA requests, in the thread that entered the mode."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -66,21 +66,21 @@ class CudaAsCpu(TorchFunctionMode):
 
 
 def undisturbed() -> contextlib.AbstractContextManager[Any]:
-    """Within it, nothing stands between torch and its functions; for what asks for no CUDA tensor, and is in haste."""
+    """Bypass `CudaAsCpu`, for time-critical code that requests no CUDA tensors."""
     return torch._C.DisableTorchFunction() if no_cuda() else contextlib.nullcontext()
 
 
 class _Event:
-    """A CUDA event on the wall clock; Megatron's inference engine measures itself with two of them."""
+    """CUDA event on the wall clock; Megatron's inference engine measures time with two events."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        self.at = 0.0
+        self.time = 0.0
 
     def record(self, *_: Any) -> None:
-        self.at = time.perf_counter()
+        self.time = time.perf_counter()
 
     def elapsed_time(self, other: _Event) -> float:
-        return (other.at - self.at) * 1e3
+        return (other.time - self.time) * 1e3
 
     def synchronize(self) -> None: ...
 
@@ -91,7 +91,7 @@ class _Event:
 
 
 class _Stream(_Event):
-    """The one stream that there is; Megatron's expert dispatcher copies on another one."""
+    """Stub of a CUDA stream; Megatron's expert dispatcher copies on a second stream."""
 
     def wait_stream(self, *_: Any) -> None: ...
 
@@ -123,13 +123,13 @@ def _rng_tracker() -> None:
 
 @contextlib.contextmanager
 def one_device() -> Iterator[None]:
-    """Within it, torch reports one CUDA device, for code that seeds the tracker only where it finds one."""
+    """Make torch report one CUDA device, for code that otherwise skips seeding the tracker."""
     cuda: Any = torch.cuda
-    counted, cuda.device_count = cuda.device_count, lambda: 1
+    device_count, cuda.device_count = cuda.device_count, lambda: 1
     try:
         yield
     finally:
-        cuda.device_count = counted
+        cuda.device_count = device_count
 
 
 def _seeding() -> None:
@@ -157,7 +157,7 @@ def _loading() -> None:
 
 FUSIONS = (
     "apply_rope_fusion",  # raises without TE
-    "bias_activation_fusion",  # compiles at run time: half a minute on a CPU
+    "bias_activation_fusion",  # JIT-compiles: half a minute on a CPU
     "bias_dropout_fusion",
     "cross_entropy_loss_fusion",
     "gradient_accumulation_fusion",  # an Apex kernel
@@ -184,13 +184,13 @@ def _fusions() -> None:
     setattr(TransformerConfig, "__post_init__", post_init)  # noqa: B010 - pyright refuses the plain form
 
 
-# Transformer Engine keeps a layer norm inside the linear layer that follows it; the local layers do not.
+# Transformer Engine fuses a layer norm into the following linear layer; the local layers do not.
 LOCAL_NAMES = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "self_attention.linear_qkv.layer_norm_bias": "input_layernorm.bias",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
     "mlp.linear_fc1.layer_norm_bias": "pre_mlp_layernorm.bias",
-    # Experts in one matrix need a CUDA extension.
+    # Grouped experts (one matrix) need a CUDA extension.
     "mlp.experts.linear_fc1.weight*": "mlp.experts.local_experts.*.linear_fc1.weight",
     "mlp.experts.linear_fc2.weight*": "mlp.experts.local_experts.*.linear_fc2.weight",
 }
@@ -213,14 +213,14 @@ def _connectors() -> None:
 
     @functools.wraps(upstream)
     def apply_transforms(source: Any, target: Any, mapping: dict[str, str], *args: Any, **kwargs: Any) -> Any:
-        named = {_local_name(theirs): _local_name(ours) for theirs, ours in mapping.items()}
+        local_mapping = {_local_name(theirs): _local_name(ours) for theirs, ours in mapping.items()}
         for transform in kwargs.get("transforms") or (args[0] if args else ()):
             transform.source_key, transform.target_key = map(_local_name, (transform.source_key, transform.target_key))
         for model in (source, target):
-            # Local norms are in float32 whatever the rest is; upstream asserts that no type changes.
+            # Local norms are always float32; upstream asserts that no dtype changes.
             if dtype := getattr(model.config, "params_dtype", None):
                 model.to(dtype)
-        return upstream(source, target, named, *args, **kwargs)
+        return upstream(source, target, local_mapping, *args, **kwargs)
 
     module.apply_transforms = apply_transforms
 
@@ -233,10 +233,10 @@ def _norms() -> None:
     norm: Any = WrappedTorchNorm
     upstream = norm.__new__
 
-    def new(cls: Any, config: Any, hidden_size: int, eps: float = 1e-5, **settings: Any) -> Any:
+    def new(cls: Any, config: Any, hidden_size: int, eps: float = 1e-5, **kwargs: Any) -> Any:
         if config.layernorm_zero_centered_gamma:
             return centered(config, hidden_size, eps)
-        return upstream(cls, config, hidden_size, eps, **settings)
+        return upstream(cls, config, hidden_size, eps, **kwargs)
 
     norm.__new__ = new
 
@@ -287,7 +287,7 @@ def _writer() -> None:
 def _notebook() -> None:
     import lightning.pytorch.trainer.connectors.accelerator_connector as connector
 
-    # Of several ranks only those of a launcher reach this: the others are refused (`aligner.train.config_checks.started`).
+    # With several ranks, only launched ones get here: `aligner.train.config_checks.check_world_size` refuses others.
     setattr(connector, "_IS_INTERACTIVE", False)  # noqa: B010
 
 
@@ -310,7 +310,7 @@ _applied = False
 
 
 def apply() -> None:
-    """Apply the patches that this machine needs; once a process, whoever calls it."""
+    """Apply the patches that this machine needs, once per process."""
     global _applied
     if _applied:
         return

@@ -1,7 +1,7 @@
-"""Random numbers as a function of (seed, step, place among the ranks), so that a resumed run draws what it would have.
+"""Random numbers as a function of (seed, step, rank), identical in resumed and uninterrupted runs.
 
-NeMo saves no random states, and Megatron's belong to one parallel layout. A generator that is seeded anew for each
-step needs no state but the step, and nothing that draws beside the training (a validation, a user's callback) moves it.
+NeMo saves no random states, and Megatron's states are tied to one parallel layout. Generators reseeded at each step
+need no state but the step; draws outside of training (validation, a user's callback) do not affect them.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from megatron.core import parallel_state, tensor_parallel
 def seed_step(seed: int, step: int, *, te_tracker: bool = False) -> None:
     """Seed every generator for one optimizer step.
 
-    Ranks that share a tensor-parallel layer draw alike outside it, as Megatron demands, and differently inside; all
-    others draw differently (Megatron's own default gives every data-parallel rank the same dropout).
+    Tensor-parallel ranks draw the same numbers outside of tensor-parallel layers, as Megatron requires, and different
+    numbers inside. Other ranks draw different numbers (Megatron's default: equal dropout on all data-parallel ranks).
     """
-    place = (
+    ranks = (
         parallel_state.get_data_parallel_rank(with_context_parallel=True),
         parallel_state.get_pipeline_model_parallel_rank(),
     )
-    # 2^31 keeps room for what Megatron adds for its own streams.
-    drawn = int(np.random.SeedSequence([seed, step, *place]).generate_state(1)[0]) >> 1
-    random.seed(drawn)
-    np.random.seed(drawn)
-    torch.manual_seed(drawn)
-    tensor_parallel.model_parallel_cuda_manual_seed(drawn, te_rng_tracker=te_tracker)
+    # Below 2^31: Megatron adds offsets for its own streams.
+    step_seed = int(np.random.SeedSequence([seed, step, *ranks]).generate_state(1)[0]) >> 1
+    random.seed(step_seed)
+    np.random.seed(step_seed)
+    torch.manual_seed(step_seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(step_seed, te_rng_tracker=te_tracker)
 
 
 def states() -> str:
-    """Hash of this rank's random states."""
+    """Hash this rank's random states."""
     tracker: Any = tensor_parallel.get_cuda_rng_tracker()
     parts = [random.getstate(), np.random.get_state(), torch.get_rng_state().numpy().tobytes()]
     parts += [(name, state.cpu().numpy().tobytes()) for name, state in sorted(tracker.get_states().items())]

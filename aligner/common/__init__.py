@@ -1,4 +1,4 @@
-"""Shared parts that know nothing of models: exceptions, messages, atomic files, hashes, worker processes, HTML pages.
+"""Utilities independent of models: exceptions, messages, atomic files, hashes, worker processes, HTML pages.
 
-Read `errors` first: every refusal of this package is one of its classes. `run_folder` names the files of a run.
+Read `errors` first: every deliberate exception is one of its classes. `run_folder` names the files of a run.
 """

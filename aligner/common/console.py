@@ -1,7 +1,7 @@
-"""Messages on the screen; NeMo's own stay in the run's log files.
+"""Console messages; NeMo's messages go to the run's log files only.
 
-NeMo and Megatron print a few hundred lines before the first step. They stay in `nemo_log_globalrank-*.txt` of the
-run; with NEMO_ALIGN_VERBOSE=1 they appear on the screen too.
+NeMo and Megatron print a few hundred lines before the first step. The run's `nemo_log_globalrank-*.txt` has these
+lines; NEMO_ALIGN_VERBOSE=1 also prints them to the console.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from aligner.common.errors import UserError
 
 VERBOSE = os.environ.get("NEMO_ALIGN_VERBOSE", "0") != "0"
 
-# Loggers that speak at import of things that a user cannot change.
-CHATTY = (
+# Loggers that print messages at import on which a user cannot act.
+NOISY_LOGGERS = (
     "nemo",
     "megatron",
     "nv_one_logger",
@@ -34,57 +34,57 @@ CHATTY = (
 
 
 @functools.cache
-def _end_soon() -> None:
-    # Python would go through the 850,000 objects of NeMo's imports several times before it ends: three seconds.
+def _skip_gc_at_exit() -> None:
+    # At exit Python would traverse the 850,000 objects of NeMo's imports several times: three seconds.
     atexit.register(gc.freeze)
 
 
 def silence_nemo() -> None:
-    """Keep NeMo's messages to its log files, and its end short.
+    """Restrict NeMo's messages to its log files, and shorten the exit of the process.
 
-    To be called before the rest of NeMo is imported, and after it, too: its import gives Lightning its voice back.
+    Call it before the rest of NeMo is imported, and again after: importing NeMo re-enables Lightning's messages.
     """
-    _end_soon()
+    _skip_gc_at_exit()
     if VERBOSE:
         return
     warnings.filterwarnings("ignore", message=".*pynvml package is deprecated")
     warnings.filterwarnings("ignore", module="megatron|nemo|lightning|modelopt|torch|transformers")
-    # For the process that Megatron's checkpoint writer starts, too.
+    # The process of Megatron's checkpoint writer inherits this.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     # Messages of the root logger: "Cannot import zarr", "fused_indices_to_multihot has reached end of life".
     logging.getLogger().setLevel(logging.ERROR)
-    import lightning.pytorch  # noqa: F401 - sets its loggers' levels when imported
+    import lightning.pytorch  # noqa: F401 - the import sets the levels of Lightning's loggers
     from nemo.utils import logging as nemo_logging
 
-    for name in CHATTY:
+    for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     nemo_logging.remove_stream_handlers()
 
 
 def install_excepthook() -> None:
-    """In a job that NeMo-Run started, have an error end the log in one piece; a user's own by its message alone.
+    """In a job started by NeMo-Run, write an uncaught exception in one write; a UserError without traceback.
 
-    Python writes a traceback bit by bit, which Slurm would make a line each.
+    Python writes a traceback in fragments, and Slurm would print each fragment as a line.
     """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None or spec.name != "nemo_run.core.runners.fdl_runner":
         return
 
-    def told(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    def write_exception(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         user = isinstance(error, UserError)
-        said = [f"{kind.__name__}: {error}\n"] if user else traceback.format_exception(kind, error, trace)
-        sys.stderr.write("".join(said))
+        lines = [f"{kind.__name__}: {error}\n"] if user else traceback.format_exception(kind, error, trace)
+        sys.stderr.write("".join(lines))
 
-    sys.excepthook = told
+    sys.excepthook = write_exception
 
 
 def is_first_rank() -> bool:
-    """Whether the launcher made this process rank 0; known before torch.distributed is."""
+    """Whether the launcher's environment names this process rank 0; needs no torch.distributed."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def log_rank0(message: str) -> None:
-    """One line of this package's own, on the screen of rank 0 and in the run's log file."""
+    """Log one line of this package on the console of rank 0 and in the run's log file."""
     from nemo.utils import logging as nemo_logging
 
     nemo_logging.info(message)
@@ -93,5 +93,5 @@ def log_rank0(message: str) -> None:
 
 
 def log(message: str) -> None:
-    """Print one line of this package's own, without importing NeMo: for those who launch runs."""
+    """Print one line of this package without importing NeMo, for launchers."""
     print(f"[align] {message}", file=sys.stderr, flush=True)

@@ -1,32 +1,32 @@
-"""The exceptions that this package raises on purpose.
+"""Exceptions that this package raises deliberately.
 
     AlignError
-    ├── UserError (ValueError)      something the user gave is not as it must be
-    │   ├── RowError                a row of a data file: the message begins with file:line
-    │   ├── ConfigError             an argument: the message begins with its name
-    │   └── CheckpointError         a folder that should hold a model
-    └── GateError (RuntimeError)    the run contradicts what theory says; going on would waste hours
+    ├── UserError (ValueError)              an argument, data file or checkpoint is invalid
+    │   ├── RowError                        a row of a data file: the message begins with file:line
+    │   ├── ConfigError                     an argument: the message begins with its name
+    │   └── CheckpointError                 a model folder, or no disk space for it
+    └── SanityCheckError (RuntimeError)     the run contradicts theory; continuing would waste hours
 
-Messages say where, what was found, what was expected and what to do, in this order. Every class can be
-pickled: the exception of a rank travels through a launcher.
+A message gives the place, the value found, the value expected and the remedy, in this order. Every class can be
+pickled, because launchers pass a rank's exception between processes.
 """
 
 from __future__ import annotations
 
 REQUEUE = 75
-"""Exit code of a job that has saved and is to be run again: EX_TEMPFAIL of sysexits.h."""
+"""Exit code of a job that has saved a checkpoint and must be requeued: EX_TEMPFAIL of sysexits.h."""
 
 
 class AlignError(Exception):
-    """Root of everything raised on purpose."""
+    """Base class of all deliberate exceptions."""
 
 
 class UserError(AlignError, ValueError):
-    """What the user gave is not as it must be."""
+    """Invalid argument, data file or checkpoint."""
 
 
 class RowError(UserError):
-    """A row, or the whole, of a data file; `fault` is what kind of mistake it is, for who counts them."""
+    """Invalid row or data file; `fault` names the kind of mistake, for counts by kind."""
 
     def __init__(self, message: str, *, fault: str = "unreadable") -> None:
         super().__init__(message)
@@ -34,12 +34,12 @@ class RowError(UserError):
 
 
 class ConfigError(UserError):
-    """An argument of a recipe."""
+    """Invalid argument of a recipe."""
 
 
 class CheckpointError(UserError):
-    """A folder that should hold a model and does not, or no room to write one."""
+    """Folder without the expected model, or too little disk space to write one."""
 
 
 class SanityCheckError(AlignError, RuntimeError):
-    """The run contradicts what must hold, for example a loss other than ln 2 at step 0."""
+    """Violated invariant of a run, for example a DPO loss other than ln 2 at step 0."""

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Atomic writes of files and folders."""
 
 import contextlib
 import os
@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PARTIAL = ".partial"
-"""How the name of what is not yet, or no longer, whole ends."""
+"""Suffix of the names of incomplete files and folders, in writing or in deletion."""
 
 
 @contextlib.contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write a file or folder to; it takes the target's name when the block ends well.
+    """Yield a temporary path beside `target`; rename it to `target` when the block succeeds.
 
-    A killed process leaves nothing under the final name, and a failed one nothing at all.
+    A killed process leaves no file under the final name. A failed block leaves no file at all.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
@@ -30,9 +30,9 @@ def atomic_write(target: Path) -> Iterator[Path]:
 
 
 def fsync_dir(folder: Path) -> None:
-    """Have the names in a folder outlive a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Flush a folder's directory entries to disk, to survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)

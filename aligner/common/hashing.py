@@ -1,4 +1,4 @@
-"""What rows, tokens and files are known by: hashes."""
+"""Hashes of rows, tokens and files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from aligner.common.files import atomic_write
 
 
 def short_hash(content: bytes) -> int:
-    """64 bits, as a signed number that Arrow and numpy hold."""
+    """Hash bytes to a signed 64-bit integer, as Arrow and numpy store it."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
 def files_hash(*paths: str | Path) -> str:
-    """Of the bytes of some files."""
+    """Hash the bytes of files."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(hashlib.sha256(Path(path).expanduser().read_bytes()).digest())
@@ -26,37 +26,37 @@ def files_hash(*paths: str | Path) -> str:
 
 
 def tokenizer_hash(hf: Any) -> str:
-    """Of everything that decides which tokens a text becomes."""
-    hf("")  # leaves no padding or truncation of an earlier call behind
-    inside = hf.backend_tokenizer.to_str() if hf.is_fast else [sorted(hf.get_vocab().items()), repr(hf.init_kwargs)]
-    parts = [type(hf).__name__, inside, hf.chat_template, hf.bos_token, hf.eos_token]
+    """Hash everything that determines a text's tokens."""
+    hf("")  # resets padding and truncation of an earlier call
+    backend = hf.backend_tokenizer.to_str() if hf.is_fast else [sorted(hf.get_vocab().items()), repr(hf.init_kwargs)]
+    parts = [type(hf).__name__, backend, hf.chat_template, hf.bos_token, hf.eos_token]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def content_hash(path: Path, folder: Path) -> str:
-    """Of a file's bytes; remembered in `folder` for as long as its size and times stay as they are."""
-    state = _state(path)
+    """Hash a file's bytes; `folder` caches the hash until the file's size, times or inode change."""
+    state = _stat_fields(path)
     name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-    known = folder / "files" / f"{name}.json"
+    cache = folder / "files" / f"{name}.json"
     try:
-        remembered = json.loads(known.read_text())
-        if remembered["state"] == state:
-            return remembered["content"]
+        cached = json.loads(cache.read_text())
+        if cached["state"] == state:
+            return cached["content"]
     except (OSError, ValueError, KeyError, TypeError):
         pass
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
-    # A file written within the clock's last tick may change again without showing it.
-    if time.time_ns() - max(state[:2]) > 2e9 and _state(path) == state:
-        memory = json.dumps({"path": str(path.resolve()), "state": state, "content": digest.hexdigest()})
-        # A folder that cannot be written to may hold the tokens all the same.
-        with contextlib.suppress(OSError), atomic_write(known) as partial:
-            partial.write_text(memory)
+    # A file written within the last clock tick may change again under the same time stamps.
+    if time.time_ns() - max(state[:2]) > 2e9 and _stat_fields(path) == state:
+        entry = json.dumps({"path": str(path.resolve()), "state": state, "content": digest.hexdigest()})
+        # A read-only folder may still contain cached tokens.
+        with contextlib.suppress(OSError), atomic_write(cache) as partial:
+            partial.write_text(entry)
     return digest.hexdigest()
 
 
-def _state(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
+def _stat_fields(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino]

@@ -1,6 +1,6 @@
-"""HTML pages that need no other file: a template is filled in, a figure is embedded as SVG.
+"""Self-contained HTML pages: rendered templates with figures embedded as SVG.
 
-A template stands beside the module that fills it, and extends `base.html`, which holds the style sheet of all pages.
+Each template is in the folder of the module that renders it and extends `base.html`, which has the style sheet.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ BASE = Path(__file__).parent
 
 
 def render(template: Path, **values: Any) -> str:
-    """Fill in a template; text in `values` is escaped.
+    """Render a template; text in `values` is escaped.
 
     Args:
-        template: the file; `base.html` needs a `title` beside its own values.
+        template: template file.
+        values: values of the template, and the `title` that `base.html` needs.
     """
     import jinja2
 
@@ -25,9 +26,9 @@ def render(template: Path, **values: Any) -> str:
 
 
 def svg(figure: Any) -> Any:
-    """A matplotlib figure as markup that a template takes unescaped; the same figure gives the same text."""
+    """Convert a matplotlib figure to SVG that templates do not escape; the same figure gives the same text."""
     import jinja2
 
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
-    return jinja2.utils.markupsafe.Markup(drawn.getvalue()[drawn.getvalue().index("<svg") :])
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return jinja2.utils.markupsafe.Markup(buffer.getvalue()[buffer.getvalue().index("<svg") :])

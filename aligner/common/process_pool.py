@@ -1,4 +1,4 @@
-"""One function over many pieces, on all cores of this machine, results in the order of the pieces."""
+"""Worker processes: an ordered parallel map over all cores of a machine."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _function: Callable[[Any], Any] | None = None
 
 
 def cores() -> int:
-    """Cores that this process may run on."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
 def hidden_main_module() -> Iterator[None]:
-    """Within it, this process's main script cannot be found.
+    """Hide the main script from spawned processes.
 
-    A process that is spawned within it (by us, or by Megatron's checkpoint writer) does not import the main script
-    again. For `nemo llm align` that would import all of NeMo, some ten seconds, for nothing.
+    A process spawned in this context (by this package or Megatron's checkpoint writer) does not import the main
+    script again. For `nemo llm align`, that import would load all of NeMo and take about ten seconds.
     """
     main = sys.modules["__main__"]
     hidden = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
@@ -47,30 +47,30 @@ def hidden_main_module() -> Iterator[None]:
 def ordered_map(
     make: Callable[[], Callable[[Piece], Result]], pieces: Iterable[Piece], *, workers: int
 ) -> Iterator[tuple[Piece, Result]]:
-    """`make()(piece)` of every piece, beside the piece; `make` is called once a process and must be picklable.
+    """Yield each piece with `make()(piece)`, in order; each process calls `make` once, and `make` must be picklable.
 
-    No more than a few pieces a worker are in flight. One worker is this process itself.
+    At most about two pieces per worker are in flight. With one worker, this process does the work.
     """
     if workers <= 1:
         function = make()
         for piece in pieces:
             yield piece, function(piece)
         return
-    # Spawned, not forked: this process may have threads of torch and of the tokenizer.
+    # Spawn, not fork: this process may have threads of torch and of the tokenizer.
     context = multiprocessing.get_context("spawn")
     with (
         hidden_main_module(),
         ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(make,)) as pool,
     ):
-        waiting: deque[tuple[Piece, Future[Result]]] = deque()
+        pending: deque[tuple[Piece, Future[Result]]] = deque()
         try:
             for piece in pieces:
-                waiting.append((piece, pool.submit(_call, piece)))
-                if len(waiting) > 2 * workers:
-                    done, future = waiting.popleft()
+                pending.append((piece, pool.submit(_call, piece)))
+                if len(pending) > 2 * workers:
+                    done, future = pending.popleft()
                     yield done, future.result()
-            while waiting:
-                done, future = waiting.popleft()
+            while pending:
+                done, future = pending.popleft()
                 yield done, future.result()
         except BrokenProcessPool:
             raise ConfigError(
@@ -83,32 +83,32 @@ def ordered_map(
 
 def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
     global _make
-    # The processes are parallel already.
+    # Workers already use all cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _make = make
     end_with_parent()
 
 
 def end_with_parent() -> None:
-    """Have this process end when the one that spawned it does, and not before: a killed one says no farewell.
+    """End this process when its parent ends, also a killed parent, and not before.
 
-    Launchers and schedulers tell every process of a job to end, also those that the last save needs.
+    Launchers and schedulers signal every process of a job, including those that the last save needs.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
-    def wait() -> None:
+    def exit_after_parent() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=exit_after_parent, daemon=True).start()
 
 
 def _call(piece: Any) -> Any:
     global _function
     assert _make is not None
-    # Not while the process starts: an error there would be that of a broken pool.
+    # Not in the initializer: an exception there would surface as BrokenProcessPool.
     _function = _function or _make()
     return _function(piece)

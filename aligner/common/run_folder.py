@@ -1,4 +1,4 @@
-"""The files that a run leaves in its folder, for those that write them and those that read them."""
+"""Names and readers of the files in a run's folder."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 METRICS = "metrics.csv"
-"""One line a step, one column a metric."""
+"""Metrics: one line per step, one column per metric."""
 RECIPE = "config.yaml"
-"""The recipe; `nemo llm align --yaml config.yaml` runs it again."""
+"""Recipe; `nemo llm align --yaml config.yaml` runs it again."""
 SAMPLES = "samples.jsonl"
-"""A line a prompt: `prompt`, `before`, `after`."""
+"""Sample responses: one line per prompt with `prompt`, `before`, `after`."""
 PROVENANCE = "provenance"
-"""Folder with a folder for each job: recipe, code, packages, machine."""
+"""Folder with one subfolder per job: recipe, code, packages, machine."""
 NOTES = "notes.jsonl"
-"""In `PROVENANCE`: observations during training, by step."""
+"""File in `PROVENANCE`: observations during training, by step."""
 WANDB_ID = "wandb_id"
-"""In `PROVENANCE`: id of the run in Weights & Biases."""
+"""File in `PROVENANCE`: id of the run in Weights & Biases."""
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """Lines of a run's `metrics.csv`, without their empty fields.
+    """Read the lines of a run's `metrics.csv`, without empty fields.
 
-    A missing file has no lines. A line that a full disk cut off is left out.
+    A missing file gives no lines. A line truncated by a full disk is skipped.
     """
     if not Path(path).exists():
         return []
@@ -38,19 +38,19 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
 
 
 def job_files(run: Path) -> list[Path]:
-    """`job.json` of each job that worked on a run, the first job first."""
+    """List the `job.json` of each job of a run, in the order of the jobs."""
     return sorted((run / PROVENANCE).glob("job-*/job.json"), key=lambda path: int(path.parent.name[4:]))
 
 
 def add_note(run: Path, step: int, text: str) -> None:
-    """Keep an observation for the run's report; rank 0 calls."""
-    # Not worth a run: this is one rank, and the others would wait for it.
+    """Append an observation for the run's report; only rank 0 calls it."""
+    # A failed write must not stop the run: the other ranks would wait for this rank.
     with contextlib.suppress(OSError), (run / PROVENANCE / NOTES).open("a") as file:
         file.write(json.dumps({"step": step, "text": text}) + "\n")
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """JSON lines of a file; a missing file has none, and lines that a full disk cut off are left out."""
+    """Read a JSON Lines file; a missing file gives no lines, and lines truncated by a full disk are skipped."""
     lines = []
     for line in file.read_text().splitlines() if file.is_file() else ():
         with contextlib.suppress(ValueError):

@@ -1,4 +1,4 @@
-"""What must not be written down: names of variables that look like a secret's."""
+"""Detection of environment variables whose names look like secrets."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SECRET = re.compile(r"TOKEN(?!IZER)|SECRET|PASS|KEY|CREDENTIAL|AUTH|JWT", re.IGN
 
 
 def refuse(env_vars: Mapping[str, str] | None) -> None:
-    """See that a job's environment, which its script and its folder keep, holds none.
+    """Refuse secrets in a job's environment, which is written into the job's script and folder.
 
     Raises:
-        ConfigError: a name looks like one.
+        ConfigError: the name of a variable looks like a secret.
     """
     for name in env_vars or {}:
         if SECRET.search(name):

@@ -1,7 +1,7 @@
 """Losses and metrics.
 
-The loss functions (`dpo`, `ipo`, `kto`, ...) are pure: log-probabilities in, one loss per example out. `objective`
-combines a loss with the SFT term; `metrics` reduces measurements over micro-batches and ranks. Read `pairs` first.
+The loss functions (`dpo`, `ipo`, `kto`, ...) are pure: they map log-probabilities to one loss per example. `objective`
+combines a loss with the SFT term; `metrics` reduces values over micro-batches and ranks. Read `pairs` first.
 """
 
 from aligner.losses.pairs import (  # fmt: skip

@@ -1,14 +1,14 @@
-"""The objectives: pure functions from the log-probabilities of pairs to one loss per pair.
+"""Preference losses: pure functions from the log-probabilities of pairs to one loss per pair.
 
-Dimension P: pairs. Every field and result is a float tensor of shape [P]; nothing here reduces over pairs, because
-only the caller knows how many valid ones the global batch holds. In the docstrings
+Dimension P: pairs. Every field and result is a float tensor of shape [P]. No loss reduces over pairs, because the
+number of valid pairs depends on the global batch. In the docstrings
 
-    r_w = log π(y_w|x) - log π_ref(y_w|x)      of the chosen response, in nats,
-    r_l = log π(y_l|x) - log π_ref(y_l|x)      of the rejected one,
+    r_w = log π(y_w|x) - log π_ref(y_w|x)      chosen response, nats,
+    r_l = log π(y_l|x) - log π_ref(y_l|x)      rejected response, nats,
     Δ   = r_w - r_l,
 
-each divided by its response's number of tokens if `average_log_probs`; σ is the logistic function, and β (`beta`)
-weighs the Kullback-Leibler penalty (NeMo-Aligner: `ref_policy_kl_penalty`). "At the start" means policy equal to
+r_w and r_l divided by the response's number of tokens with `average_log_probs`. σ is the logistic function; β (`beta`)
+weights the Kullback-Leibler penalty (NeMo-Aligner: `ref_policy_kl_penalty`). "At the start" means policy equal to
 reference.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class OneShape:
-    """Fields that are all tensors of one shape [P]."""
+    """Base class that checks that all fields have one shape [P]."""
 
     def __post_init__(self) -> None:
         shapes = {name: tuple(value.shape) for name, value in vars(self).items()}
@@ -33,7 +33,7 @@ class OneShape:
 
 @dataclass(frozen=True, kw_only=True)
 class PairLogprobs(OneShape):
-    """What a loss may look at: P preference pairs seen by the policy and by its reference.
+    """Inputs of a loss of pairs: log-probabilities of P pairs under policy and reference.
 
     Log-probabilities are in nats, summed over the tokens of a response (never of the prompt).
     """
@@ -43,10 +43,10 @@ class PairLogprobs(OneShape):
     reference_chosen: Tensor
     reference_rejected: Tensor
     chosen_length: Tensor
-    """Scored tokens of the chosen response, its end-of-turn token included."""
+    """Scored tokens of the chosen response, including its end-of-turn token."""
     rejected_length: Tensor
     chosen_reward: Tensor
-    """The data's own reward of the chosen response; only reward-aware losses read it."""
+    """Reward of the chosen response in the data; only reward-aware losses read it."""
     rejected_reward: Tensor
 
 
@@ -54,7 +54,7 @@ PairLoss = Callable[[PairLogprobs], Tensor]
 
 
 def log_ratios(pairs: PairLogprobs, *, average_log_probs: bool = False) -> tuple[Tensor, Tensor]:
-    """r_w and r_l, nats (nats a token with `average_log_probs`)."""
+    """Compute r_w and r_l, nats (nats per token with `average_log_probs`)."""
     chosen = pairs.policy_chosen - pairs.reference_chosen
     rejected = pairs.policy_rejected - pairs.reference_rejected
     if average_log_probs:
@@ -63,12 +63,12 @@ def log_ratios(pairs: PairLogprobs, *, average_log_probs: bool = False) -> tuple
 
 
 def margin(pairs: PairLogprobs, *, average_log_probs: bool = False) -> Tensor:
-    """Δ: how much further the policy than the reference prefers chosen over rejected. 0 at the start."""
+    """Compute Δ, the policy's log-ratio of chosen to rejected minus the reference's. 0 at the start."""
     chosen, rejected = log_ratios(pairs, average_log_probs=average_log_probs)
     return chosen - rejected
 
 
-# ---- of the margin ------------------------------------------------------------------------------------------------
+# ---- losses of the margin -----------------------------------------------------------------------------------------
 
 
 def dpo(
@@ -76,14 +76,14 @@ def dpo(
 ) -> Tensor:
     """Direct preference optimization: -(1-ε) log σ(βΔ) - ε log σ(-βΔ). ln 2 = 0.6931 at the start.
 
-    ε (`label_smoothing`) is the share of labels taken to be flipped; ε > 0 is conservative DPO.
+    ε (`label_smoothing`) is the assumed fraction of flipped labels; ε > 0 is conservative DPO.
 
     Source: Rafailov et al. 2023, arXiv 2305.18290, equation 7; ε: Mitchell's note "cDPO", equation 3. TRL's `sigmoid`
-    (TRL from 1.0 on ignores ε there), with `average_log_probs` its `sigmoid_norm` and open-instruct's `dpo_norm`.
+    (TRL ignores ε there since 1.0); with `average_log_probs`, TRL's `sigmoid_norm` and open-instruct's `dpo_norm`.
     """
     check_hyperparameters(beta=beta, label_smoothing=label_smoothing)
     logit = beta * margin(pairs, average_log_probs=average_log_probs)
-    # log σ(x) directly, not log(σ(x)): the latter is -inf from x = -104 on in float32.
+    # logsigmoid, not log(σ(x)), which is -inf in float32 from x = -104 down.
     return -(1 - label_smoothing) * F.logsigmoid(logit) - label_smoothing * F.logsigmoid(-logit)
 
 
@@ -92,7 +92,7 @@ def robust_dpo(
 ) -> Tensor:
     """DPO, unbiased under flipped labels: (-(1-ε) log σ(βΔ) + ε log σ(-βΔ)) / (1-2ε). ln 2 at the start.
 
-    Unbounded below: a margin that grows without end is rewarded at rate εβ/(1-2ε).
+    Unbounded below: as the margin grows, the loss falls by εβ/(1-2ε) per nat.
 
     Source: Chowdhury et al. 2024, arXiv 2403.00409, the unbiased (rDPO) loss. TRL's `robust`.
     """
@@ -107,10 +107,10 @@ def robust_dpo(
 def ipo(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool = True) -> Tensor:
     """Identity preference optimization: (Δ - 1/(2β))². 1/(4β²) at the start: 25 for β = 0.1.
 
-    The authors mean averaged log-probabilities, which TRL and LLaMA-Factory take; NeMo-Aligner's default and
-    OpenRLHF take the sum (`average_log_probs=False`), which is another objective: docs/losses.md has numbers.
+    The authors average log-probabilities, as do TRL and LLaMA-Factory. NeMo-Aligner's default and OpenRLHF sum them
+    (`average_log_probs=False`), which is a different objective: docs/losses.md has numbers.
 
-    Source: Azar et al. 2023, arXiv 2310.12036, equation 17, whose τ is β.
+    Source: Azar et al. 2023, arXiv 2310.12036, equation 17, where β is τ.
     """
     check_hyperparameters(beta=beta)
     return (margin(pairs, average_log_probs=average_log_probs) - 1 / (2 * beta)) ** 2
@@ -119,7 +119,7 @@ def ipo(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool = Tru
 def hinge(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool = False) -> Tensor:
     """Hinge: max(0, 1 - βΔ). 1 at the start.
 
-    Source: RSO, Liu et al. 2023, arXiv 2309.06657, equation 10 (γ = β): SLiC's hinge of log-ratios. TRL's
+    Source: RSO, Liu et al. 2023, arXiv 2309.06657, equation 10 (γ = β): SLiC's hinge on log-ratios. TRL's
     `hinge`, torchtune's `RSOLoss`.
     """
     check_hyperparameters(beta=beta)
@@ -142,7 +142,7 @@ def exo_pair(
     return _bernoulli_kl(beta * margin(pairs, average_log_probs=average_log_probs), target)
 
 
-# ---- reward-aware -------------------------------------------------------------------------------------------------
+# ---- reward-aware losses ------------------------------------------------------------------------------------------
 
 
 def rpo_sq(
@@ -150,10 +150,10 @@ def rpo_sq(
 ) -> Tensor:
     """Reward-aware preference optimization, squared: (βΔ - G)², G = η(chosen_reward - rejected_reward).
 
-    η is `reward_scale` (NeMo-Aligner: `gt_reward_scale`). G² at the start. With G = 1/2 it is β² times `ipo`.
+    η is `reward_scale` (NeMo-Aligner: `gt_reward_scale`). G² at the start. With G = 1/2 the loss is β² times `ipo`.
 
-    Source: Sun et al. 2025, arXiv 2502.00203, squared distance. NVIDIA's RPO (NeMo-Aligner's `rpo_sq`); TRL's
-    `rpo_alpha` is something else, the chosen response's likelihood added to DPO: here `align(sft_loss_weight=...)`.
+    Source: Sun et al. 2025, arXiv 2502.00203, squared distance. NVIDIA's RPO (NeMo-Aligner's `rpo_sq`). TRL's
+    `rpo_alpha` differs: it adds the chosen response's likelihood to DPO, here `align(sft_loss_weight=...)`.
     """
     check_hyperparameters(beta=beta, reward_scale=reward_scale)
     return (beta * margin(pairs, average_log_probs=average_log_probs) - _gap(pairs, reward_scale)) ** 2
@@ -164,8 +164,8 @@ def rpo_bwd_kl(
 ) -> Tensor:
     """Reward-aware preference optimization, backward: KL(Bern σ(G) ‖ Bern σ(βΔ)), G as in `rpo_sq`.
 
-    Its gradient is that of DPO with the soft target σ(G): a gap that is the same everywhere is label smoothing with
-    ε = σ(-G). 0.1109 at the start for G = 1; DPO as G grows.
+    The gradient is DPO's with the soft target σ(G); a constant G is label smoothing with ε = σ(-G). 0.1109 at the
+    start for G = 1. The loss approaches DPO as G grows.
 
     Source: Nemotron-4 340B, arXiv 2406.11704 (RPO); Sun et al. 2025, arXiv 2502.00203. NeMo-Aligner's `rpo_bwd_kl`.
     """
@@ -178,7 +178,7 @@ def rpo_fwd_kl(
 ) -> Tensor:
     """Reward-aware preference optimization, forward: KL(Bern σ(βΔ) ‖ Bern σ(G)), G as in `rpo_sq`.
 
-    0.1201 at the start for G = 1. Its gradient vanishes where the policy is sure, right or wrong.
+    0.1201 at the start for G = 1. The gradient vanishes at large |βΔ|, for right and wrong preferences alike.
 
     Source: Sun et al. 2025, arXiv 2502.00203. NeMo-Aligner's `rpo_fwd_kl`.
     """
@@ -191,18 +191,18 @@ def _gap(pairs: PairLogprobs, reward_scale: float) -> Tensor:
 
 
 def _bernoulli_kl(a: Tensor, b: Tensor) -> Tensor:
-    """KL(Bern σ(a) ‖ Bern σ(b)), from logits."""
-    yes = torch.sigmoid(a) * (F.logsigmoid(a) - F.logsigmoid(b))
-    return yes + torch.sigmoid(-a) * (F.logsigmoid(-a) - F.logsigmoid(-b))
+    """Compute KL(Bern σ(a) ‖ Bern σ(b)) from logits."""
+    positive = torch.sigmoid(a) * (F.logsigmoid(a) - F.logsigmoid(b))
+    return positive + torch.sigmoid(-a) * (F.logsigmoid(-a) - F.logsigmoid(-b))
 
 
-# ---- of each response on its own ----------------------------------------------------------------------------------
+# ---- losses of each response --------------------------------------------------------------------------------------
 
 
 def apo_zero(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool = False) -> Tensor:
     """Anchored preference optimization, up and down: (1 - σ(βr_w)) + σ(βr_l). 1 at the start.
 
-    For chosen responses that are better than what the policy says now.
+    For chosen responses that are better than the policy's current ones.
 
     Source: D'Oosterlinck et al. 2024, arXiv 2408.06266, equation 7. TRL's `apo_zero`.
     """
@@ -214,7 +214,7 @@ def apo_zero(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool 
 def apo_down(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool = False) -> Tensor:
     """Anchored preference optimization, both down: σ(βr_w) + (1 - σ(βΔ)). 1 at the start.
 
-    For chosen responses that are worse than what the policy says now, and rejected ones worse still.
+    For chosen responses that are worse than the policy's current ones, and rejected responses that are worse still.
 
     Source: D'Oosterlinck et al. 2024, arXiv 2408.06266, equation 8. TRL's `apo_down`.
     """
@@ -243,13 +243,13 @@ def sppo_hard(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool
     return (chosen - 1 / (2 * beta)) ** 2 + (rejected + 1 / (2 * beta)) ** 2
 
 
-# ---- without a reference ------------------------------------------------------------------------------------------
+# ---- losses without a reference -----------------------------------------------------------------------------------
 
 
 def simpo(pairs: PairLogprobs, *, beta: float = 2.0, gamma: float = 0.5, average_log_probs: bool = True) -> Tensor:
-    """SimPO: -log σ(β(log π(y_w|x)/|y_w| - log π(y_l|x)/|y_l|) - γ). Holds the policy to no reference.
+    """SimPO: -log σ(β(log π(y_w|x)/|y_w| - log π(y_l|x)/|y_l|) - γ). Needs no reference.
 
-    γ (`gamma`) is the margin that is asked for, in units of βΔ (TRL: `simpo_gamma`; the authors' code sets γ/β).
+    γ (`gamma`) is the target margin, in units of βΔ (TRL: `simpo_gamma`; the authors' code sets γ/β).
 
     Source: Meng et al. 2024, arXiv 2405.14734, equation 6.
     """
@@ -259,10 +259,10 @@ def simpo(pairs: PairLogprobs, *, beta: float = 2.0, gamma: float = 0.5, average
 
 
 def orpo(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool = True) -> Tensor:
-    """Odds-ratio preference optimization, whole: -log π(y_w|x)/|y_w| - β log σ(log odds_w - log odds_l).
+    """Odds-ratio preference optimization: -log π(y_w|x)/|y_w| - β log σ(log odds_w - log odds_l).
 
     odds = p / (1-p) with p = exp(log π(y|x)/|y|), the geometric mean of the tokens' probabilities; β is the paper's
-    λ. The likelihood is part of it, so `sft_loss_weight` stays 0; no reference, one stage from a base model.
+    λ. The loss includes the likelihood: keep `sft_loss_weight` at 0. No reference; one stage from a base model.
 
     Source: Hong et al. 2024, arXiv 2403.07691, equations 3, 4, 6 and 7.
     """
@@ -279,22 +279,22 @@ def _logps(pairs: PairLogprobs, average: bool) -> tuple[Tensor, Tensor]:
 
 
 def _log_odds(logp: Tensor) -> Tensor:
-    """log(p / (1-p)); a p that rounds to 1 has the odds of the largest number below 1."""
+    """Compute log(p / (1-p)); a p that rounds to 1 has the odds of the largest number below 1."""
     logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
     near = torch.log(-torch.expm1(logp))
-    # Clamped where it is not taken, or its gradient there would be 0 times infinity.
+    # Clamped where `near` is selected; otherwise the gradient there would be 0 times infinity.
     far = torch.log1p(-torch.exp(logp.clamp(max=-math.log(2))))
     return logp - torch.where(logp > -math.log(2), near, far)
 
 
-# ---- several -------------------------------------------------------------------------------------------------------
+# ---- combined losses -----------------------------------------------------------------------------------------------
 
 
 def mix(pairs: PairLogprobs, *, losses: Sequence[PairLoss], weights: Sequence[float]) -> Tensor:
-    """Several losses at once: Σ weight · loss.
+    """Weighted sum of losses: Σ weight · loss.
 
     mix(pairs, losses=[run.Partial(dpo, beta=0.1), run.Partial(ipo)], weights=[1.0, 0.01]) in a recipe. Rewards are
-    logged in the units of the first loss (its β, and whether it averages).
+    logged in the units of the first loss (its β and `average_log_probs`).
 
     TRL's `loss_type` and `loss_weights` lists; the idea of MPO, arXiv 2411.10442, section 3.2.
     """
@@ -304,7 +304,7 @@ def mix(pairs: PairLogprobs, *, losses: Sequence[PairLoss], weights: Sequence[fl
 
 
 def check_hyperparameters(*, beta: float, label_smoothing: float = 0.0, **positive: float) -> None:
-    """Refuse hyper-parameters for which the formula means something else."""
+    """Refuse hyperparameters outside the range of the formulas."""
     for name, value in {"beta": beta, **positive}.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name}: must be above 0, found {value}")

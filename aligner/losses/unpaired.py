@@ -1,6 +1,6 @@
-"""Objectives of single responses that are wanted or not, for preferences that do not come in pairs.
+"""Losses of unpaired preferences: single responses, each desirable or undesirable.
 
-Dimension R: responses. As in `aligner.losses`, nothing here reduces over them.
+Dimension R: responses. As in `aligner.losses`, no loss reduces over responses.
 """
 
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from aligner.losses.pairs import OneShape, check_hyperparameters
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseLogprobs(OneShape):
-    """What a loss of unpaired preferences may look at: R single responses."""
+    """Inputs of a loss of unpaired preferences: R single responses."""
 
     policy: Tensor
     reference: Tensor
     length: Tensor
     desirable: Tensor
-    """1 where the response is wanted, 0 where it is not."""
+    """1 for a desirable response, 0 for an undesirable one."""
     kl: Tensor
-    """How far the policy has moved from the reference, one estimate for the whole global batch, without gradient."""
+    """Estimate of KL(π ‖ π_ref), one value for the global batch, without gradient."""
 
 
 def kto(
@@ -34,9 +34,9 @@ def kto(
 ) -> Tensor:
     """Kahneman-Tversky optimization of single responses, `[R]`: λ_D (1 - σ(β(r - z))) or λ_U (1 - σ(β(z - r))).
 
-    The first where the response is desirable, r = log π(y|x) - log π_ref(y|x), and z = `kl` = max(0, mean of
-    log π(y'|x) - log π_ref(y'|x)) over the global batch with answers y' of other prompts. λ/2 at the start. Keep
-    λ_D · desirable ÷ (λ_U · undesirable responses) between 1 and 3/2, say the authors.
+    The first formula applies to desirable responses. r = log π(y|x) - log π_ref(y|x). z = `kl` = max(0, mean of
+    log π(y'|x) - log π_ref(y'|x)) over the global batch with responses y' of other prompts. λ/2 at the start. The
+    authors recommend λ_D · desirable ÷ (λ_U · undesirable responses) between 1 and 3/2.
 
     Source: Ethayarajh et al. 2024, arXiv 2402.01306, equation 8 (7 in the first version); z as in the first.
     """
@@ -45,5 +45,5 @@ def kto(
     if average_log_probs:
         reward = reward / responses.length
     gain = beta * (reward - responses.kl)
-    wanted = responses.desirable > 0.5
-    return torch.where(wanted, desirable_weight * torch.sigmoid(-gain), undesirable_weight * torch.sigmoid(gain))
+    desirable = responses.desirable > 0.5
+    return torch.where(desirable, desirable_weight * torch.sigmoid(-gain), undesirable_weight * torch.sigmoid(gain))

@@ -1,5 +1,5 @@
-"""A Megatron GPT model as a policy and as a reference model.
+"""Megatron GPT models as policy and reference model.
 
-Read `policy` first: the forward step and the loss reduction. `scoring` computes log-probabilities without learning,
+Read `policy` first: the forward step and the loss reduction. `scoring` computes log-probabilities without gradient,
 `reference` has the reference models, `parallelism` the checks of parallel sizes.
 """

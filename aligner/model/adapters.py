@@ -1,4 +1,4 @@
-"""Adapters (LoRA, DoRA) that were trained before: what they build on, and going on with them."""
+"""Trained adapters (LoRA, DoRA): their base checkpoint, compatibility checks, and loading."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nemo.lightning.pytorch.callbacks import PEFT
 from aligner.common.errors import CheckpointError, ConfigError
 
 COMPARED = ("dim", "alpha", "target_modules", "dropout_position")
-"""What adapters are made of; dropout and initial values are the new run's own affair."""
+"""Fields that must match the checkpoint; a new run may change dropout and initialization."""
 
 
 def base_of(checkpoint: Path) -> Path | None:
-    """The checkpoint that a checkpoint of adapters builds on; None for one that is whole by itself.
+    """Return the base of an adapter checkpoint; None for a checkpoint of a full model.
 
     Raises:
-        CheckpointError: the base is not where it was.
+        CheckpointError: the base checkpoint is missing at its recorded path.
     """
     meta = checkpoint / WEIGHTS_PATH / ADAPTER_META_FILENAME
     if not meta.is_file():
@@ -37,10 +37,11 @@ def base_of(checkpoint: Path) -> Path | None:
 
 
 def check(peft: PEFT | None, checkpoint: Path | None, *, continued: bool) -> None:
-    """Compare adapters that are to be made with what a run goes on from (`continued`) or starts from.
+    """Compare the configured adapters with the checkpoint that a run resumes (`continued`) or starts from.
 
     Raises:
-        ConfigError: it has adapters and none are to be made, or others; or some are to be made on nothing.
+        ConfigError: `peft` does not match the checkpoint's adapters, is set on a resumed run of all weights, or has
+            no base checkpoint.
     """
     if checkpoint is None:
         if peft is not None:
@@ -63,15 +64,15 @@ def check(peft: PEFT | None, checkpoint: Path | None, *, continued: bool) -> Non
             f"peft: is None, but {checkpoint} holds adapters alone; set peft as it was to go on training them, or "
             f"merge them first (nemo llm merge-lora checkpoint={checkpoint} output=merged) and start from that"
         )
-    _compare(peft, checkpoint)
+    _check_same_adapters(peft, checkpoint)
 
 
-def _compare(peft: PEFT, checkpoint: Path) -> None:
-    held: Any = load_context(checkpoint / CONTEXT_PATH, "model.model_transform")
-    if type(held) is not type(peft):
-        raise ConfigError(f"peft: is {type(peft).__name__}, but {checkpoint} holds {type(held).__name__} adapters")
+def _check_same_adapters(peft: PEFT, checkpoint: Path) -> None:
+    saved: Any = load_context(checkpoint / CONTEXT_PATH, "model.model_transform")
+    if type(saved) is not type(peft):
+        raise ConfigError(f"peft: is {type(peft).__name__}, but {checkpoint} holds {type(saved).__name__} adapters")
     for name in COMPARED:
-        ours, theirs = getattr(peft, name, None), getattr(held, name, None)
+        ours, theirs = getattr(peft, name, None), getattr(saved, name, None)
         if isinstance(ours, list) and isinstance(theirs, list):
             ours, theirs = sorted(ours), sorted(theirs)
         if ours != theirs:
@@ -79,19 +80,19 @@ def _compare(peft: PEFT, checkpoint: Path) -> None:
 
 
 def peft_config_of(checkpoint: Path) -> PEFT:
-    """NeMo's LoRA or DoRA that made a checkpoint's adapters.
+    """Load the LoRA or DoRA config of a checkpoint's adapters.
 
     Raises:
-        CheckpointError: another kind made them.
+        CheckpointError: the adapters are neither LoRA nor DoRA.
     """
-    made: Any = load_context(checkpoint / CONTEXT_PATH, "model.model_transform")
-    if type(made) not in (LoRA, DoRA):
-        raise CheckpointError(f"checkpoint: {checkpoint} holds {type(made).__name__} adapters; LoRA and DoRA are known")
-    return made
+    peft: Any = load_context(checkpoint / CONTEXT_PATH, "model.model_transform")
+    if type(peft) not in (LoRA, DoRA):
+        raise CheckpointError(f"checkpoint: {checkpoint} holds {type(peft).__name__} adapters; LoRA and DoRA are known")
+    return peft
 
 
 def load(trainer: Any, checkpoint: Path) -> None:
-    """Fill a model's fresh adapters with those of a checkpoint; optimizer and schedule start anew."""
+    """Load a checkpoint's adapters into a model with new adapters; optimizer and schedule are not loaded."""
     strategy, weights = trainer.strategy, checkpoint / WEIGHTS_PATH
     metadata = strategy.unwrapped_checkpoint_io.load_content_metadata(weights)
     pieces = {
@@ -99,8 +100,8 @@ def load(trainer: Any, checkpoint: Path) -> None:
         for name, piece in strategy.megatron_parallel.sharded_state_dict(metadata=metadata).items()
         if ".adapter." in name
     }
-    found = strategy.unwrapped_checkpoint_io.load_checkpoint(weights, sharded_state_dict={"state_dict": pieces})
-    strategy.load_model_state_dict({"state_dict": found["state_dict"]}, strict=False)
+    loaded = strategy.unwrapped_checkpoint_io.load_checkpoint(weights, sharded_state_dict={"state_dict": pieces})
+    strategy.load_model_state_dict({"state_dict": loaded["state_dict"]}, strict=False)
     for optimizer in trainer.optimizers:
-        # Half-precision weights have a float32 copy in the optimizer, which would overwrite them.
+        # The optimizer's float32 copy of half-precision weights would overwrite the loaded weights.
         getattr(optimizer, "mcore_optimizer", optimizer).reload_model_params()

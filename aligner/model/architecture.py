@@ -1,4 +1,4 @@
-"""Fitting a recipe's model to the checkpoint it starts from: the weights decide what the model is."""
+"""Architecture checks: a recipe's model config must match the checkpoint that provides its weights."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from aligner.common.console import log_rank0
 from aligner.common.errors import CheckpointError
 from aligner.model.adapters import base_of
 
-# Fields of NeMo's GPT configs that say which function the weights are of; all others are the run's own affair.
+# Fields of NeMo's GPT configs that determine the model's function for given weights; a run may change all others.
 FIELDS = (
     "num_layers",
     "hidden_size",
@@ -51,65 +51,66 @@ FIELDS = (
 
 
 def match_checkpoint(model: Any, start: Path, *, update: bool) -> None:
-    """Compare a recipe's model with the one that a checkpoint holds.
+    """Compare a recipe's model with the model of a checkpoint.
 
-    With `update` (the checkpoint was imported from Hugging Face, or is the run's own) the recipe takes over what
-    differs and says so, so that one recipe serves all models of a family; otherwise a difference is refused.
+    With `update` (the checkpoint was imported from Hugging Face, or belongs to the run), the recipe adopts and logs
+    differing fields; one recipe then covers all models of a family. Without `update`, a difference is an error.
 
     Raises:
-        CheckpointError: the checkpoint holds another kind of model, or differs and is not to be adopted.
+        CheckpointError: the checkpoint has another model class, fields unknown to the recipe's config class, or
+            differing fields without `update`.
     """
-    held: Any = load_context(start / CONTEXT_PATH, "model")
-    if type(held).__name__ != type(model).__name__:
+    saved: Any = load_context(start / CONTEXT_PATH, "model")
+    if type(saved).__name__ != type(model).__name__:
         raise CheckpointError(
-            f"model: the recipe builds a {type(model).__name__}, but {start} holds a {type(held).__name__}; use the "
+            f"model: the recipe builds a {type(model).__name__}, but {start} holds a {type(saved).__name__}; use the "
             "recipe of that model"
         )
-    if hasattr(model.config, "scale_factor") and not hasattr(held.config, "scale_factor"):
-        # NeMo's Llama 3.1 always scales rotary angles; by 1 it is a Llama without.
-        held.config.scale_factor = 1.0
+    if hasattr(model.config, "scale_factor") and not hasattr(saved.config, "scale_factor"):
+        # NeMo's Llama 3.1 always scales rotary angles; a factor of 1 means no scaling.
+        saved.config.scale_factor = 1.0
     differ = {
-        name: (getattr(model.config, name), getattr(held.config, name))
+        name: (getattr(model.config, name), getattr(saved.config, name))
         for name in FIELDS
-        if hasattr(held.config, name) and getattr(model.config, name, None) != getattr(held.config, name)
+        if hasattr(saved.config, name) and getattr(model.config, name, None) != getattr(saved.config, name)
     }
-    # Say nothing once the number of rows is kept (`match_vocab_size`), but exporters read them.
+    # No effect on the model after `match_vocab_size`, but exporters read these fields.
     for name in ("make_vocab_size_divisible_by", "vocab_size"):
         for config in (model.config, model.__io__.config):
-            setattr(config, name, getattr(held.config, name, None))
+            setattr(config, name, getattr(saved.config, name, None))
     if not differ:
         return
     foreign = [name for name in differ if not hasattr(model.config, name)]
     if foreign:
         raise CheckpointError(
-            f"model.config: {start} holds a {type(held.config).__name__} with {', '.join(foreign)}, which the recipe's "
-            f"{type(model.config).__name__} does not know; set model.config to a run.Config of that class"
+            f"model.config: {start} holds a {type(saved.config).__name__} with {', '.join(foreign)}, which the "
+            f"recipe's {type(model.config).__name__} does not know; set model.config to a run.Config of that class"
         )
-    shown = ", ".join(f"{name} {theirs!r} (recipe: {ours!r})" for name, (ours, theirs) in differ.items())
+    differences = ", ".join(f"{name} {theirs!r} (recipe: {ours!r})" for name, (ours, theirs) in differ.items())
     if not update:
         raise CheckpointError(
-            f"model.config: does not fit {start}, which has {shown}; set these fields, or start from another"
+            f"model.config: does not fit {start}, which has {differences}; set these fields, or start from another"
         )
-    log_rank0(f"model: taken from the checkpoint: {shown}")
+    log_rank0(f"model: taken from the checkpoint: {differences}")
     for name, (_, theirs) in differ.items():
         setattr(model.config, name, theirs)
-        # What is saved with the run's own checkpoints, and exported from there.
+        # `__io__` is saved with the run's checkpoints and read at export.
         setattr(model.__io__.config, name, theirs)
 
 
 def architecture_hash(config: Any) -> str:
-    """Hash of what a config makes of its weights: two models with the same weights may be different functions."""
-    held = {name: getattr(config, name) for name in FIELDS if hasattr(config, name)}
-    told = {name: getattr(value, "__name__", str(value)) for name, value in held.items()}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    """Hash the fields that determine a model's function: equal weights may still give different functions."""
+    fields = {name: getattr(config, name) for name in FIELDS if hasattr(config, name)}
+    texts = {name: getattr(value, "__name__", str(value)) for name, value in fields.items()}
+    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def match_vocab_size(model: Any, checkpoint: Path, *, tensor_model_parallel_size: int) -> None:
-    """Give the model as many vocabulary rows as the checkpoint has.
+    """Set the model's vocabulary rows to the checkpoint's number of rows.
 
-    Megatron pads the vocabulary to a multiple that grows with tensor parallelism, and the padding takes part in the
-    softmax: under another size the rows beyond the checkpoint's would be untrained and take probability from every
-    token, so that the same weights would no longer be the same policy.
+    Megatron pads the vocabulary to a multiple that grows with tensor parallelism, and the softmax includes the padding.
+    Under another tensor-parallel size, additional untrained rows would take probability from every token: the same
+    weights would be a different policy.
 
     Raises:
         CheckpointError: the checkpoint's rows cannot be divided over the tensor-parallel ranks.
@@ -129,7 +130,7 @@ def match_vocab_size(model: Any, checkpoint: Path, *, tensor_model_parallel_size
 
 
 def vocabulary_rows(checkpoint: Path) -> int | None:
-    """How many rows the embedding of a checkpoint has; None if it holds none, as adapters alone."""
+    """Return the number of embedding rows of a checkpoint; None for one without embedding, as adapters alone."""
     stored: dict[str, Any] = FileSystemReader(checkpoint / WEIGHTS_PATH).read_metadata().state_dict_metadata
-    found = (meta.size[0] for name, meta in stored.items() if name.endswith("embedding.word_embeddings.weight"))
-    return next(found, None)
+    rows = (meta.size[0] for name, meta in stored.items() if name.endswith("embedding.word_embeddings.weight"))
+    return next(rows, None)

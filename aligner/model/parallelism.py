@@ -1,4 +1,4 @@
-"""Whether a model can be divided as it is asked to be; a refusal names what works instead."""
+"""Checks of parallel sizes against a model; error messages name valid sizes."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ STRATEGY = "trainer.strategy"
 
 
 def check(parallel: Any, config: Any, *, ranks: int) -> None:
-    """Compare a strategy's parallelism with the model that it is to divide.
+    """Check a strategy's parallel sizes against the model.
 
     Raises:
-        ConfigError: Megatron would fail on it, or do it wrong.
+        ConfigError: Megatron would fail, or compute wrong results, with these sizes.
     """
-    _tensor(parallel, config)
-    _pipeline(parallel, config)
-    _experts(parallel, config, ranks)
-    _context(parallel, config)
+    _check_tensor(parallel, config)
+    _check_pipeline(parallel, config)
+    _check_experts(parallel, config, ranks)
+    _check_context(parallel, config)
 
 
 def multiples(parallel: Any) -> dict[str, int]:
-    """What lengths and counts must be divisible by: sequences, rows, and the micro-batches of a step on a rank."""
+    """Compute the divisors of sequence lengths, row lengths, and a rank's micro-batches per step."""
     tensor, context = parallel.tensor_model_parallel_size, parallel.context_parallel_size
-    # Context parallelism gives every rank two pieces of each sequence.
+    # Under context parallelism, every rank has two pieces of each sequence.
     multiple = 2 * context if context > 1 else 1
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None
     return {
@@ -36,7 +36,7 @@ def multiples(parallel: Any) -> dict[str, int]:
     }
 
 
-def _tensor(parallel: Any, config: Any) -> None:
+def _check_tensor(parallel: Any, config: Any) -> None:
     tensor = parallel.tensor_model_parallel_size
     if parallel.sequence_parallel and tensor == 1:
         raise ConfigError(
@@ -52,11 +52,11 @@ def _tensor(parallel: Any, config: Any) -> None:
         if value % tensor:
             raise ConfigError(
                 f"{STRATEGY}.tensor_model_parallel_size: {tensor} ranks cannot share model.config.{name}={value} "
-                f"evenly; use {_nearest(tensor, config.num_attention_heads, groups, config.ffn_hidden_size)}"
+                f"evenly; use {_divisor(tensor, config.num_attention_heads, groups, config.ffn_hidden_size)}"
             )
 
 
-def _pipeline(parallel: Any, config: Any) -> None:
+def _check_pipeline(parallel: Any, config: Any) -> None:
     stages, layers = parallel.pipeline_model_parallel_size, config.num_layers
     chunks, group = parallel.virtual_pipeline_model_parallel_size, parallel.microbatch_group_size_per_vp_stage
     if chunks is not None and (chunks < 2 or stages == 1):
@@ -80,11 +80,11 @@ def _pipeline(parallel: Any, config: Any) -> None:
             left, counted = left + 1, f"{counted} with the {name} as one"
     if between < 0 or left < between or (between == 0 and left) or (between and left % (between * chunks)):
         ends = "" if first is None and last is None else " that the first and the last stage leave"
-        wanted = f"{between} x {chunks}" if chunks > 1 else str(max(0, between))
-        even = f"; use {_nearest(stages * chunks, layers)} stages in all" if between == stages and not counted else ""
+        expected = f"{between} x {chunks}" if chunks > 1 else str(max(0, between))
+        even = f"; use {_divisor(stages * chunks, layers)} stages in all" if between == stages and not counted else ""
         raise ConfigError(
             f"{STRATEGY}.pipeline_model_parallel_size: the {left} layers{counted}{ends} cannot be divided over "
-            f"{wanted} stages{even}, or change num_layers_in_first_pipeline_stage and "
+            f"{expected} stages{even}, or change num_layers_in_first_pipeline_stage and "
             "num_layers_in_last_pipeline_stage, which make a split uneven"
         )
     if (first or 0) % chunks or (last or 0) % chunks:
@@ -94,24 +94,24 @@ def _pipeline(parallel: Any, config: Any) -> None:
         )
 
 
-def _experts(parallel: Any, config: Any, ranks: int) -> None:
-    experts, over = getattr(config, "num_moe_experts", None), parallel.expert_model_parallel_size
+def _check_experts(parallel: Any, config: Any, ranks: int) -> None:
+    experts, ep = getattr(config, "num_moe_experts", None), parallel.expert_model_parallel_size
     tensor = parallel.tensor_model_parallel_size
-    if over > 1 and not experts:
+    if ep > 1 and not experts:
         raise ConfigError(
-            f"{STRATEGY}.expert_model_parallel_size: {over}, but the model is no mixture of experts; set it to 1"
+            f"{STRATEGY}.expert_model_parallel_size: {ep}, but the model is no mixture of experts; set it to 1"
         )
     if not experts:
         return
-    if experts % over:
+    if experts % ep:
         raise ConfigError(
-            f"{STRATEGY}.expert_model_parallel_size: {over} ranks cannot share {experts} experts evenly; use "
-            f"{_nearest(over, experts)}"
+            f"{STRATEGY}.expert_model_parallel_size: {ep} ranks cannot share {experts} experts evenly; use "
+            f"{_divisor(ep, experts)}"
         )
-    within = over * (parallel.expert_tensor_parallel_size or tensor) * parallel.pipeline_model_parallel_size
-    if ranks % within:
+    group = ep * (parallel.expert_tensor_parallel_size or tensor) * parallel.pipeline_model_parallel_size
+    if ranks % group:
         raise ConfigError(
-            f"{STRATEGY}.expert_model_parallel_size: {ranks} ranks cannot be divided into groups of {within} (experts "
+            f"{STRATEGY}.expert_model_parallel_size: {ranks} ranks cannot be divided into groups of {group} (experts "
             "times expert_tensor_parallel_size times pipeline_model_parallel_size); use a smaller one, or "
             "expert_tensor_parallel_size=1"
         )
@@ -122,23 +122,23 @@ def _experts(parallel: Any, config: Any, ranks: int) -> None:
         )
 
 
-def _context(parallel: Any, config: Any) -> None:
+def _check_context(parallel: Any, config: Any) -> None:
     if parallel.context_parallel_size == 1:
         return
-    asked = special_attention(config)
+    names = special_attention(config)
     if not device.no_transformer_engine():
-        # What Transformer Engine has no kernel for, and NeMo's own attention does not divide.
-        asked = [name for name in asked if name == "attn_logit_softcapping"]
-    if asked:
+        # Transformer Engine has no kernel for it, and NeMo's own attention does not support context parallelism.
+        names = [name for name in names if name == "attn_logit_softcapping"]
+    if names:
         raise ConfigError(
             f"{STRATEGY}.context_parallel_size: {parallel.context_parallel_size}, but the model asks for "
-            f"{', '.join(asked)}, which is not divided over ranks here; set it to 1, and tensor_model_parallel_size "
+            f"{', '.join(names)}, which is not divided over ranks here; set it to 1, and tensor_model_parallel_size "
             "instead" + (", or install transformer-engine on a GPU" if device.no_transformer_engine() else "")
         )
 
 
 def special_attention(config: Any) -> list[str]:
-    """What a model asks of attention that torch's own does not know."""
+    """List a model's attention settings that torch's attention does not support."""
     special = {
         "window_size": getattr(config, "window_size", None),
         "softmax_type": None if getattr(config, "softmax_type", "vanilla") == "vanilla" else config.softmax_type,
@@ -149,8 +149,8 @@ def special_attention(config: Any) -> list[str]:
     return [name for name, value in special.items() if value]
 
 
-def _nearest(wanted: int, *sizes: int) -> int:
-    """The common divisor of sizes that is nearest to what was wanted, the smaller of two."""
+def _divisor(wanted: int, *sizes: int) -> int:
+    """Return the common divisor of `sizes` nearest to `wanted`; the smaller one of a tie."""
     return min(
         (n for n in range(1, min(sizes) + 1) if not any(size % n for size in sizes)), key=lambda n: abs(n - wanted)
     )

@@ -1,7 +1,7 @@
-"""A Megatron GPT model seen as a policy: what a batch of examples costs it.
+"""Megatron GPT model as a policy: forward step, response log-probabilities, loss reduction.
 
-`attach` turns any NeMo GPT model into one: it replaces the model's data step, forward step and loss reduction and
-leaves the weights, the parallelism and the trainer as they are.
+`attach_objective` makes a policy of any NeMo GPT model: it replaces the data step, forward step and loss reduction.
+Weights, parallelism and trainer stay unchanged.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from aligner.model import head
 
 
 def data_step(batches: Iterator[Batch], *_: Any) -> Batch:
-    """The next micro-batch, on this rank's device."""
+    """Move the next micro-batch to this rank's device."""
     return next(batches).cuda()
 
 
 def forward_step(model: Any, batch: Batch) -> Tensor:
-    """Negative log-probability of every label of a response, `[R, T]` float32 nats, on the last pipeline stage.
+    """Compute the negative log-probability of every response label, `[R, T]` float32 nats, on the last pipeline stage.
 
-    Under context parallelism of those positions that this rank holds. Without a mask the attention is causal; padding
-    stands on the right, so nothing else is needed.
+    Under context parallelism, the result covers this rank's positions. Attention without a mask is causal, and
+    sequences are padded on the right: no mask is needed.
     """
     packed, tokens, positions = None, batch.tokens_RT, batch.positions_RT
     labels, scored = batch.labels_RT, batch.labels_RT.masked_fill(~batch.loss_mask_RT(), head.IGNORE_INDEX)
@@ -49,52 +49,52 @@ def forward_step(model: Any, batch: Batch) -> Tensor:
             max_seqlen_kv=batch.max_seqlen,
         )
     if context_parallel.cp_size() > 1:
-        held = context_parallel.local_positions(batch.sequence_lengths()).to(tokens.device)
-        tokens, positions, labels, scored = (x[:, held] for x in (tokens, positions, labels, scored))
+        local = context_parallel.local_positions(batch.sequence_lengths()).to(tokens.device)
+        tokens, positions, labels, scored = (x[:, local] for x in (tokens, positions, labels, scored))
     with head.fused_linear_cross_entropy(unwrap_model(model.module), scored):
         return model(tokens, positions, None, labels=labels, packed_seq_params=packed)
 
 
 def logps(batch: Batch, token_nll_RT: Tensor) -> Tensor:
-    """Log-probability of each response, `[P, K]` nats.
+    """Compute the log-probability of each response, `[P, K]` nats.
 
-    The one way in which responses are scored: in training, validation, for every reference and for KTO's KL.
+    Training, validation, every reference and KTO's KL use this function.
     """
     token_nll_RT = context_parallel.gather_tokens(token_nll_RT, batch.sequence_lengths())
     return batch.columns(response_logprobs(token_nll_RT, batch.start_S, batch.length_S))
 
 
 def lengths(batch: Batch) -> Tensor:
-    """Scored tokens of each response, `[P, K]`."""
+    """Count the scored tokens of each response, `[P, K]`."""
     return batch.columns(batch.length_S.float())
 
 
 @dataclass
 class StepState:
-    """Values of the global batch under way; `StepPreparation` makes a new one for each step."""
+    """Values of the current global batch; `StepPreparation` creates a new one for each step."""
 
     kl: float = 0.0
     """KTO's estimate of KL(π ‖ π_ref) over the global batch, nats."""
     positions_per_example: float | None = None
-    """Mixtures of experts: mean number of positions an example takes in the global batch; None: a dense model."""
+    """Mean number of positions per example of the global batch, for mixtures of experts; None for a dense model."""
     nonfinite: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Of each micro-batch so far its rows, and which of them have a loss that is not finite."""
+    """Row indices and mask of non-finite losses, for each micro-batch so far."""
 
 
 class LossReduction(MegatronLossReduction):
-    """Sum of the losses of a micro-batch's examples, and how many it is a sum over.
+    """Loss reduction that returns the sum of a micro-batch's losses and the number of examples.
 
-    Megatron (`calculate_per_token_loss`) adds the sums up over micro-batches and ranks and divides the gradient
-    by the number of examples in the global batch, so each weighs the same wherever it fell.
+    Megatron (`calculate_per_token_loss`) sums both over micro-batches and ranks and divides the gradient by the number
+    of examples in the global batch: every example has the same weight.
     """
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
         self.objective = objective
         self.total: Tensor = metrics.empty()
-        """Sums of everything since `pop_metrics`, on this rank."""
+        """Metric sums of this rank since the last `pop_metrics`."""
         self.reference: Tensor | None = None
-        """The reference's log-probabilities of the split's examples, `[rows, K]`, on this rank's device."""
+        """Reference log-probabilities of the split's examples, `[rows, K]`, on this rank's device."""
         self.state = StepState()
 
     def forward(self, batch: Batch, forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # type: ignore[override]
@@ -113,41 +113,41 @@ class LossReduction(MegatronLossReduction):
         sums = metrics.sums(self.objective.compute_metrics(scored, total, preference, sft))
         valid = batch.valid_P
         self.state.nonfinite.append((batch.index_P, ~total.detach().isfinite() & (valid > 0)))
-        # Ranks that share an example all see the whole of it; one of them counts it.
+        # Every rank of a context-parallel group has the full loss of an example; rank 0 counts the example.
         count = valid.sum().int() * (context_parallel.cp_rank() == 0)
         summed = (total * valid).sum()
         if self.state.positions_per_example is not None:
-            # Megatron's router adds its auxiliary losses up over the ranks that share a micro-batch, each part weighed
-            # by the positions that the rank itself holds, and divides by what is counted here: those of one rank.
+            # Megatron's router sums its auxiliary losses over the ranks that share a micro-batch, weighted by each
+            # rank's number of positions, and divides by the count returned here: the positions of one rank.
             tensor = parallel_state.get_tensor_model_parallel_world_size()
-            held = torch.tensor(forward_out.numel() // tensor, device=count.device)
-            count = held.int() * (context_parallel.cp_rank() == 0)
+            positions = torch.tensor(forward_out.numel() // tensor, device=count.device)
+            count = positions.int() * (context_parallel.cp_rank() == 0)
             summed = summed * self.state.positions_per_example / (tensor * context_parallel.cp_size())
         return summed, count, {"sums": sums}
 
     def reduce(self, losses_reduced_per_micro_batch: Any) -> Tensor:
         step = torch.stack([x["sums"] for x in losses_reduced_per_micro_batch]).sum(dim=0)
         self.total = self.total.to(step.device) + step
-        # This rank's mean; the logged one is exact over ranks (aligner.losses.metrics).
+        # Mean of this rank; the logged loss is exact over ranks (aligner.losses.metrics).
         loss, count = step[metrics.NAMES.index("loss")]
         return (loss / count.clamp(min=1)).float()
 
     def pop_metrics(self) -> dict[str, float]:
-        """The metrics since the last call, over all ranks; every rank must call."""
-        taken, self.total = metrics.all_reduce_sums(self.total.to(communication_device())), metrics.empty()
-        return metrics.finalize(taken)
+        """Compute the metrics since the last call, over all ranks; every rank must call."""
+        sums, self.total = metrics.all_reduce_sums(self.total.to(communication_device())), metrics.empty()
+        return metrics.finalize(sums)
 
 
 def attach_objective(model: Any, objective: Objective, *, interleaved: bool = False) -> dict[Split, LossReduction]:
-    """Make a NeMo GPT model minimize `objective` over batches; returns where metrics gather, by split."""
+    """Make a NeMo GPT model minimize `objective`; return the loss reduction of each split, which has the metrics."""
     model.config.data_step_fn = data_step
     model.config.forward_step_fn = forward_step
     model.config.calculate_per_token_loss = True
-    # Micro-batches have shapes of their own, which pipeline stages tell each other; unless stages are interleaved:
-    # two messages that cross between the same two ranks would be taken for each other (`aligner.data.loader` pads them).
+    # Pipeline stages exchange the shapes of micro-batches, which vary. Interleaved stages cannot: two messages between
+    # the same two ranks could be confused (`aligner.data.loader` pads these batches).
     model.config.variable_seq_lengths = not interleaved
     if interleaved:
-        # Megatron's own rule for two ranks: forward and backward messages need channels of their own.
+        # Megatron's rule for two ranks: forward and backward messages need separate channels.
         model.config.overlap_p2p_comm, model.config.batch_p2p_comm = True, False
     if device.no_transformer_engine():
         attention.replace_attention(model.config)
@@ -155,19 +155,19 @@ def attach_objective(model: Any, objective: Objective, *, interleaved: bool = Fa
     if model.config.moe_token_dispatcher_type == "allgather":
         model.config.moe_token_dispatcher_type = "alltoall"
     reductions: dict[Split, LossReduction] = {s: LossReduction(objective) for s in ("train", "validation")}
-    _reduce_by(model, reductions)
-    # NeMo asks this for the further stages of a rank when stages are interleaved; built from the recipe alone they
-    # would know nothing of the above.
-    model.reinit = functools.partial(_further_stage, model, reductions)
+    _set_loss_reductions(model, reductions)
+    # With interleaved stages, NeMo calls `reinit` for a rank's further stages; its own one builds them from the recipe
+    # alone, without these changes.
+    model.reinit = functools.partial(_build_further_stage, model, reductions)
     return reductions
 
 
-def _reduce_by(model: Any, reductions: dict[Split, LossReduction]) -> None:
+def _set_loss_reductions(model: Any, reductions: dict[Split, LossReduction]) -> None:
     model._training_loss_reduction = reductions["train"]
     model._validation_loss_reduction = reductions["validation"]
 
 
-def _further_stage(model: Any, reductions: dict[Split, LossReduction]) -> Any:
+def _build_further_stage(model: Any, reductions: dict[Split, LossReduction]) -> Any:
     stage = type(model)(model.config, tokenizer=model.tokenizer)
-    _reduce_by(stage, reductions)
+    _set_loss_reductions(stage, reductions)
     return stage

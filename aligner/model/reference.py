@@ -1,12 +1,12 @@
-"""Whose log-probabilities the policy is held to: the starting policy, scored beforehand or kept; or one that follows.
+"""Reference models: the initial policy, its base model, or a synchronized copy.
 
-    Cached          the starting policy, scored once before training; costs no memory and no time after that
-    Frozen          the starting policy, kept as a copy of the weights that are trained
-    AdaptersOff     the base model below fresh adapters
-    Moving          a copy that follows the policy
+    CachedReference         initial policy, scored once before training; no memory and no time afterwards
+    FrozenReference         initial policy as a copy of the trained weights
+    BaseModelReference      base model below new adapters
+    SyncedReference         copy that is updated from the policy during training
 
-`reference=None` is for objectives that need none. All of them score by `aligner.model.scoring`, without dropout and in the
-precision of training.
+`reference=None` is for objectives that need no reference. All references score with `aligner.model.scoring`, without
+dropout and in the precision of training.
 """
 
 import contextlib
@@ -32,36 +32,36 @@ from aligner.model.scoring import score_split
 from aligner.model.weights_hash import weights_hash
 
 VERSION = 2
-"""Raise this when scoring changes in a way that alters its numbers: older caches are then passed over."""
+"""Cache version. Increase it when a change of scoring alters the numbers: older caches are then ignored."""
 
 
 class Reference:
-    """What the references have in common."""
+    """Base class of references."""
 
     scored_per_step = True
-    """Whether each batch is scored when its turn comes, by the model with the reference's weights in place."""
+    """Whether each batch is scored at its step, by the model with the reference's weights."""
     scores_expire = False
-    """Whether a score is out of date when the same row comes again."""
+    """Whether a row's score is outdated when the row recurs."""
 
     def prepare(self, trainer: Any, data: AlignDataModule, *, runs: Path, resumed: Path | None) -> dict[Split, Tensor]:
-        """Get ready before the first step of a job; every rank must call.
+        """Prepare the reference before the first step of a job; every rank must call.
 
-        The policy's weights are the starting ones, or those of the checkpoint `resumed`.
+        The policy has its initial weights, or the weights of the checkpoint `resumed`.
 
         Returns:
-            Log-probabilities of all rows of each split, `[rows, K]` nats; of a live reference yet to be filled in.
+            Log-probabilities of all rows of each split, `[rows, K]` nats; zeros if `scored_per_step`.
         """
         return {split: torch.zeros(len(rows), len(rows[0].responses)) for split, rows in data.datasets.items()}
 
     def use_reference_model(self) -> contextlib.AbstractContextManager[None]:
-        """Within this, the model is the reference."""
+        """Run a block with the reference's weights in the model."""
         raise NotImplementedError
 
     def after_step(self, step: int) -> None:
-        """The policy has made its `step`-th step."""
+        """Update the reference after the policy's optimizer step `step`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold, the same on all ranks."""
+        """Return the state for checkpoints, equal on all ranks."""
         return {"kind": type(self).__name__}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -72,22 +72,22 @@ class Reference:
             )
 
     def sharded_state(self) -> dict[str, Any]:
-        """What a checkpoint must hold, as Megatron's sharded tensors."""
+        """Return the state for checkpoints as Megatron's sharded tensors."""
         return {}
 
 
 @dataclass(kw_only=True)
 class CachedReference(Reference):
-    """Log-probabilities of the starting policy, computed once before training and kept on disk.
+    """Log-probabilities of the initial policy, computed once before training and cached on disk.
 
     Args:
-        dir: folder of the cache; None is `reference` beside the runs (`log.log_dir`), shared by all of them.
+        dir: cache folder; None: `reference` in `log.log_dir`, shared by all its runs.
     """
 
     dir: Optional[str] = None
 
     weights: Optional[str] = field(default=None, init=False)
-    """Fingerprints of the reference's weights and function; a resumed run takes them from its checkpoint."""
+    """Hashes of the reference's weights and architecture; a resumed run loads the hashes from its checkpoint."""
 
     scored_per_step = False
 
@@ -95,7 +95,7 @@ class CachedReference(Reference):
         """See `Reference.prepare`.
 
         Raises:
-            CheckpointError: a resumed run's cache is gone; its starting weights are no longer in memory.
+            CheckpointError: a resumed run's cache is missing; the initial weights are no longer in memory.
         """
         if resumed is None:
             function = architecture.architecture_hash(trainer.lightning_module.config)
@@ -121,7 +121,7 @@ class CachedReference(Reference):
         return reference
 
     def key(self, data: AlignDataModule, split: Split, dtype: torch.dtype) -> str:
-        """Name of the cache: the weights, tokens, masks, precision and scoring code that the numbers come from."""
+        """Compute the cache name, a hash of weights, tokens, masks, precision and scoring version."""
         parts = {
             "weights": self.weights,
             "tokens": data.fingerprint(split),
@@ -140,13 +140,13 @@ class CachedReference(Reference):
 
 @dataclass(kw_only=True)
 class FrozenReference(Reference):
-    """A copy of the starting policy's trained weights; with LoRA, of the adapters.
+    """Copy of the initial policy's trainable weights; with LoRA, of the adapters.
 
-    For data that changes from epoch to epoch, or too large to score beforehand. Costs the copy's memory and a
-    forward pass each step.
+    For data that changes between epochs, or is too large to score beforehand. Costs the memory of the copy and a
+    forward pass per step.
 
     Args:
-        cpu_offload: keep the copy in the host's memory; it is exchanged with the policy's weights for each scoring.
+        cpu_offload: keep the copy in host memory and exchange it with the policy's weights for each scoring.
     """
 
     cpu_offload: bool = False
@@ -154,30 +154,30 @@ class FrozenReference(Reference):
     def prepare(self, trainer: Any, data: AlignDataModule, *, runs: Path, resumed: Path | None) -> dict[Split, Tensor]:
         """See `Reference.prepare`."""
         model = trainer.strategy.megatron_parallel
-        self._copies = weight_copy.WeightCopy(model, cpu_offload=self.cpu_offload, dtype=self._dtype())
+        self._weight_copy = weight_copy.WeightCopy(model, cpu_offload=self.cpu_offload, dtype=self._dtype())
         if resumed is not None:
-            self._copies.load(resumed)
+            self._weight_copy.load(resumed)
         return super().prepare(trainer, data, runs=runs, resumed=resumed)
 
     def _dtype(self) -> Optional[torch.dtype]:
         return None
 
     def use_reference_model(self) -> contextlib.AbstractContextManager[None]:
-        return self._copies.use_copy()
+        return self._weight_copy.use_copy()
 
     def sharded_state(self) -> dict[str, Any]:
-        return self._copies.sharded()
+        return self._weight_copy.sharded()
 
 
 @dataclass(kw_only=True)
 class SyncedReference(FrozenReference):
-    """A reference that follows the policy: every n steps π_ref ← α π + (1 - α) π_ref, on the weights.
+    """Reference synchronized with the policy: every `sync_steps` steps π_ref ← α π + (1 - α) π_ref, on the weights.
 
-    `mixup_alpha=1` copies the policy; with `sync_steps=1` and a small α it is an exponential average.
+    `mixup_alpha=1` copies the policy; `sync_steps=1` with a small α is an exponential moving average.
 
     Args:
-        mixup_alpha: share of the policy (TRL: `ref_model_mixup_alpha`).
-        sync_steps: optimizer steps from one to the next (TRL: `ref_model_sync_steps`).
+        mixup_alpha: weight α of the policy (TRL: `ref_model_mixup_alpha`).
+        sync_steps: optimizer steps between synchronizations (TRL: `ref_model_sync_steps`).
 
     Source: Gorbatovski et al. 2024, TR-DPO, arXiv 2404.09656.
     """
@@ -194,27 +194,27 @@ class SyncedReference(FrozenReference):
             raise ConfigError(f"reference.sync_steps: must be at least 1 step, found {self.sync_steps}")
 
     def _dtype(self) -> Optional[torch.dtype]:
-        # A small step would vanish in the rounding of a half-precision copy.
+        # Rounding in a half-precision copy would lose small updates.
         return torch.float32
 
     def after_step(self, step: int) -> None:
         if step % self.sync_steps == 0:
-            self._copies.ema_update(self.mixup_alpha)
+            self._weight_copy.ema_update(self.mixup_alpha)
 
 
 @dataclass(kw_only=True)
 class BaseModelReference(Reference):
-    """The base model, scored with the adapters of LoRA or DoRA switched off; no second set of any weights.
+    """Base model: the policy with its LoRA or DoRA adapters disabled; no copy of weights.
 
-    Only for fresh adapters. Those that are resumed are part of the reference: use `CachedReference`, or `FrozenReference`, which copies
-    the adapters alone.
+    Only for new adapters. Resumed adapters are part of the reference: use `CachedReference`, or `FrozenReference`,
+    which copies only the adapters.
     """
 
     def prepare(self, trainer: Any, data: AlignDataModule, *, runs: Path, resumed: Path | None) -> dict[Split, Tensor]:
         """See `Reference.prepare`.
 
         Raises:
-            ConfigError: the model has no adapters that can be switched off.
+            ConfigError: the model has no adapters that can be disabled.
         """
         from nemo.lightning.pytorch.callbacks.peft import AdapterWrapper
 
@@ -222,15 +222,15 @@ class BaseModelReference(Reference):
         self._wrappers = [m for chunk in chunks for m in chunk.modules() if isinstance(m, AdapterWrapper)]
         if not self._wrappers:
             raise ConfigError(
-                "reference: BaseModelReference, but the model's adapters are not of a kind that can be switched off; use "
-                "run.Config(CachedReference)"
+                "reference: BaseModelReference, but the model's adapters are not of a kind that can be switched off; "
+                "use run.Config(CachedReference)"
             )
         return super().prepare(trainer, data, runs=runs, resumed=resumed)
 
     @contextlib.contextmanager
     def use_reference_model(self) -> Iterator[None]:
         for wrapper in self._wrappers:
-            wrapper.forward = _bare(wrapper)
+            wrapper.forward = _forward_without_adapter(wrapper)
         try:
             yield
         finally:
@@ -238,7 +238,7 @@ class BaseModelReference(Reference):
                 del wrapper.forward
 
 
-def _bare(wrapper: Any) -> Any:
+def _forward_without_adapter(wrapper: Any) -> Any:
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Optional[Tensor]]:
         output, bias, _ = wrapper.base_linear_forward(x, *args, **kwargs)
         return output, bias
@@ -251,7 +251,7 @@ def _dtype(trainer: Any) -> torch.dtype:
 
 
 def _load(path: Path, trainer: Any) -> Tensor | None:
-    """The cached scores, read by rank 0 alone: other nodes may see a file later."""
+    """Read the cached scores on rank 0 and broadcast them: a file may appear later on other nodes."""
     scores: Tensor | None = None
     if trainer.is_global_zero and path.exists():
         try:

@@ -1,4 +1,4 @@
-"""A second set of the weights that are trained, which can take the first one's place for a while."""
+"""Copy of the trainable weights that can temporarily replace them in the model."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch import Tensor
 from aligner.common.errors import ConfigError
 
 PREFIX = "reference."
-"""Before the names of weights in a checkpoint."""
+"""Prefix of the copies' names in a checkpoint."""
 
 
 class WeightCopy:
-    """Copies of a Megatron model's trained parameters; frozen ones never differ, so they are shared."""
+    """Copies of a Megatron model's trainable parameters; frozen parameters never differ and are shared."""
 
     def __init__(self, model: Any, *, cpu_offload: bool, dtype: torch.dtype | None) -> None:
         self.model, self.cpu_offload = model, cpu_offload
@@ -33,23 +33,23 @@ class WeightCopy:
 
     @contextlib.contextmanager
     def use_copy(self) -> Iterator[None]:
-        """Within this, the model computes with the copies."""
+        """Run a block with the copies in the model."""
         if self.cpu_offload:
-            # In place, so that the device never holds two sets.
-            live = [p.detach().to("cpu", copy=True) for p in self.parameters]
+            # In place: the device never has two sets of weights.
+            current = [p.detach().to("cpu", copy=True) for p in self.parameters]
             self._fill(self.copies)
             try:
                 yield
             finally:
-                self._fill(live)
+                self._fill(current)
             return
-        live = [p.data for p in self.parameters]
-        for parameter, held in zip(self.parameters, self.copies, strict=True):
-            parameter.data = held.to(parameter.dtype)
+        current = [p.data for p in self.parameters]
+        for parameter, stored in zip(self.parameters, self.copies, strict=True):
+            parameter.data = stored.to(parameter.dtype)
         try:
             yield
         finally:
-            for parameter, data in zip(self.parameters, live, strict=True):
+            for parameter, data in zip(self.parameters, current, strict=True):
                 parameter.data = data
 
     def _fill(self, values: list[Tensor]) -> None:
@@ -58,12 +58,12 @@ class WeightCopy:
 
     @torch.no_grad()
     def ema_update(self, alpha: float) -> None:
-        """copy ← α weight + (1 - α) copy."""
-        for parameter, held in zip(self.parameters, self.copies, strict=True):
-            held.lerp_(parameter.detach().to(device=held.device, dtype=held.dtype), alpha)
+        """Update the copies: copy ← α weight + (1 - α) copy."""
+        for parameter, stored in zip(self.parameters, self.copies, strict=True):
+            stored.lerp_(parameter.detach().to(device=stored.device, dtype=stored.dtype), alpha)
 
-    def _pieces(self) -> Iterator[tuple[str, Any]]:
-        """Megatron's description of the weights; interleaved stages have a dictionary each."""
+    def _sharded_parameters(self) -> Iterator[tuple[str, Any]]:
+        """Yield Megatron's sharded tensors by name; each interleaved stage has its own dictionary."""
         for name, piece in self.model.sharded_state_dict().items():
             if isinstance(piece, dict):
                 yield from ((f"{name}.{inner}", part) for inner, part in piece.items())
@@ -73,33 +73,33 @@ class WeightCopy:
     # ---- checkpoints ------------------------------------------------------------------------------------------
 
     def sharded(self) -> dict[str, Any]:
-        """The copies as Megatron saves weights, which any parallel layout can load again."""
-        places = {p.data_ptr(): i for i, p in enumerate(self.parameters)}
-        found: dict[str, Any] = {}
+        """Describe the copies as Megatron's sharded tensors, loadable in any parallel layout."""
+        indices = {p.data_ptr(): i for i, p in enumerate(self.parameters)}
+        pieces: dict[str, Any] = {}
         seen = set()
-        for name, piece in self._pieces():
+        for name, piece in self._sharded_parameters():
             data = getattr(piece, "data", None)
-            index = places.get(data.data_ptr()) if isinstance(data, Tensor) else None
+            index = indices.get(data.data_ptr()) if isinstance(data, Tensor) else None
             if index is None:
                 continue
             seen.add(index)
-            moved = copy.copy(piece)
-            moved.key, moved.data = PREFIX + piece.key, self.copies[index]
-            if hasattr(moved, "dtype"):
-                moved.dtype = moved.data.dtype
-            found[name] = moved
+            renamed = copy.copy(piece)
+            renamed.key, renamed.data = PREFIX + piece.key, self.copies[index]
+            if hasattr(renamed, "dtype"):
+                renamed.dtype = renamed.data.dtype
+            pieces[name] = renamed
         if len(seen) < len(self.parameters):
             raise ConfigError(
                 f"reference: {len(self.parameters) - len(seen)} weights of this model are saved in pieces that a copy "
                 "cannot follow; use run.Config(reference.CachedReference)"
             )
-        return found
+        return pieces
 
     def load(self, checkpoint: Path) -> None:
-        """Take the copies from a checkpoint of the run."""
+        """Load the copies from a checkpoint of the run."""
         pieces = self.sharded()
-        places = {held.data_ptr(): held for held in self.copies}
-        targets = {name: places[piece.data.data_ptr()] for name, piece in pieces.items()}
+        copies = {stored.data_ptr(): stored for stored in self.copies}
+        targets = {name: copies[piece.data.data_ptr()] for name, piece in pieces.items()}
         loaded: Any = dist_checkpointing.load({"reference": pieces}, str(checkpoint / WEIGHTS_PATH))
         for name, target in targets.items():
             target.copy_(loaded["reference"][name])

@@ -1,4 +1,4 @@
-"""Which weights: a hash of a model that is the same in every parallel layout."""
+"""Hash of a model's weights, independent of the parallel layout."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _ODD = (-7046029254386353131, 6364136223846793005, -4658895280553007687)  # odd 
 
 
 def weights_hash(model: Any) -> str:
-    """Hash of a Megatron model's weights, the same in every parallel layout; every rank must call.
+    """Hash a Megatron model's weights, equal in every parallel layout; every rank must call.
 
-    Each element is mixed with its parameter's name and its place in the whole parameter, and the mixed numbers
-    are added up modulo 2^64, so that it does not matter which rank holds which part.
+    Each element is mixed with its parameter's name and its index in the full parameter. The sum of the mixed numbers
+    modulo 2^64 does not depend on the distribution over ranks.
     """
-    # Parameters that this rank holds the main copy of, as pieces of named global tensors.
+    # Pieces of named global tensors; this rank adds its main replicas.
     state = model.sharded_state_dict()
     apply_factories(state)
     first = next(model.parameters())
@@ -37,15 +37,15 @@ def _mix(piece: ShardedTensor) -> Tensor:
     assert data is not None
     integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[data.element_size()]
     bits = data.detach().contiguous().view(integer).reshape(data.shape)
-    place = torch.zeros(data.shape, dtype=torch.int64, device=data.device)
+    index = torch.zeros(data.shape, dtype=torch.int64, device=data.device)
     extra = len(piece.global_shape) - data.dim()
     for axis, (size, offset) in enumerate(zip(piece.global_shape, piece.global_offset, strict=True)):
-        place *= size
-        place += offset
+        index *= size
+        index += offset
         if axis >= extra:
-            within = torch.arange(data.shape[axis - extra], device=data.device)
-            place += within.reshape([-1] + [1] * (data.dim() - 1 - (axis - extra)))
+            offsets = torch.arange(data.shape[axis - extra], device=data.device)
+            index += offsets.reshape([-1] + [1] * (data.dim() - 1 - (axis - extra)))
     salt = int.from_bytes(hashlib.sha256(piece.key.encode()).digest()[:8], "little", signed=True)
-    mixed = (bits.long() + salt) ^ (place * _ODD[0])
+    mixed = (bits.long() + salt) ^ (index * _ODD[0])
     mixed = mixed * _ODD[1]
     return ((mixed ^ (mixed >> 29)) * _ODD[2]).sum()
