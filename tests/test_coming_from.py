@@ -113,7 +113,7 @@ def test_every_place_in_self_reward_can_be_set() -> None:
         if argument := re.fullmatch(r"\((\w+)=\)", place):
             assert argument[1] in arguments
             continue
-        path = re.sub(r"^rounds\[\d\]\.", "", place)
+        path = re.sub(r"^iterations\[\d\]\.", "", place)
         stage, _, rest = path.partition(".")
         if stage not in STAGES:
             assert place == "--factory llama3_8b_meta_rewarding"

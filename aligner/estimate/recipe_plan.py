@@ -15,6 +15,13 @@ from aligner.estimate.memory import GPU, GPUS, Plan
 
 SAMPLE = 2000
 """Rows that a file's lengths are taken from."""
+REFERENCES = {
+    "CachedReference": "cached",
+    "FrozenReference": "frozen",
+    "BaseModelReference": "base_model",
+    "SyncedReference": "synced",
+}
+"""Class -> `Plan.reference`; others are taken to keep no copy of the weights, and to score each step."""
 CHARACTERS = 4
 """Of a token, when no tokenizer is asked."""
 
@@ -64,9 +71,12 @@ def plan_of(recipe: Any, *, mixed_precision: bool) -> Plan:
         per_micro * (data.packed_sequence_size or responses * longest) if packed else per_micro * responses * longest
     )
     reference = getattr(recipe, "reference", None)
-    kind = "none" if reference is None or not recipe.preference_loss_weight else reference.__fn_or_cls__.__name__
-    # Its weights are in the host's memory; the forward pass is made all the same.
-    kind = "base_model" if getattr(reference, "on_host", False) else kind
+    kind = "none"
+    if reference is not None and recipe.preference_loss_weight:
+        kind = REFERENCES.get(reference.__fn_or_cls__.__name__, "base_model")
+    if getattr(reference, "cpu_offload", False):
+        # The copy is in the host's memory; the forward pass is made all the same.
+        kind = "base_model"
     optimizer = getattr(recipe.optim.config, "use_distributed_optimizer", None) if recipe.optim else None
     return Plan(
         ranks=count,
@@ -82,7 +92,7 @@ def plan_of(recipe: Any, *, mixed_precision: bool) -> Plan:
         distributed_optimizer=mixed_precision if optimizer is None else bool(optimizer),
         recompute_all=getattr(config, "recompute_granularity", None) == "full",
         adapter_rank=recipe.peft.dim if recipe.peft else None,
-        reference={"AdaptersOff": "base_model"}.get(kind, kind.lower()),
+        reference=kind,
         micro_tokens=micro,
         longest=longest,
         sequences=data.global_batch_size * responses,

@@ -180,10 +180,10 @@ def log_iteration(logger: WandbLogger, train: Any) -> None:
     if held is None or not held.is_file():
         return
     told = json.loads(held.read_text())
-    logger.log_metrics({f"round/{name}": value for name, value in told["metrics"].items()}, step=0)
+    logger.log_metrics({f"iteration/{name}": value for name, value in told["metrics"].items()}, step=0)
     rows = [[one["prompt"], *(a[name] for name in COLUMNS)] for one in told.get("samples", ()) for a in one["answers"]]
     if rows:
-        logger.log_table("round/answers", columns=["prompt", *COLUMNS], data=rows)
+        logger.log_table("iteration/answers", columns=["prompt", *COLUMNS], data=rows)
 
 
 def _file(output: Path, kind: str) -> Path:

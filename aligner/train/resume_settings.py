@@ -43,7 +43,7 @@ def collect(arguments: RunArguments) -> Settings:
     if arguments.preference_loss_weight:
         found |= _call("loss", arguments.loss)
     if arguments.reference is not None and arguments.objective.needs_reference:
-        found |= _object("reference", arguments.reference, without=("dir", "on_host", "weights"))
+        found |= _object("reference", arguments.reference, without=("dir", "cpu_offload", "weights"))
     if arguments.peft is not None:
         found |= _object("peft", arguments.peft)
     found |= {f"data.{name}": getattr(data, name) for name in OF_DATA}

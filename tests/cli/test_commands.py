@@ -130,7 +130,7 @@ def test_our_commands_stand_beside_nemos(typed: dict[str, Typed]) -> None:
 def test_help_tells_recipes_by_model_and_method(typed: dict[str, Typed]) -> None:
     said = typed["align help"].said
     assert "sft dpo ipo rpo kto  gemma2_2b " in said and " smollm2_135m tiny " in said
-    assert "whose log-probabilities the policy is held to" in said and "llama3_8b_dpo" not in said
+    assert "the reference model (`aligner.model.reference`)" in said and "llama3_8b_dpo" not in said
 
 
 def test_a_recipe_is_sized(typed: dict[str, Typed]) -> None:

@@ -198,3 +198,18 @@ def test_what_is_no_answer_is_refused(given: dict[str, str], message: str) -> No
     few = recipes.llama3_8b.dpo_recipe(num_gpus_per_node=1)
     with pytest.raises(ConfigError, match="1 ranks cannot be divided into groups of 2"):
         report_text.format_estimate(few)
+
+
+def test_each_reference_is_priced() -> None:
+    """A copy takes memory, a cache takes a forward pass once; a recipe names its reference by class."""
+    names = {"cached": "cached", "frozen": "frozen", "base_model": "base_model", "synced": "synced", "none": "none"}
+    from aligner.cli.overrides import override
+
+    for typed, kind in names.items():
+        recipe = override(recipes.llama3_8b.dpo_recipe(), [f"reference={typed}"])
+        plan = recipe_plan.plan_of(recipe, mixed_precision=True)
+        assert plan.reference == kind
+        copies = memory.stage_memory(parameters.model_shape(recipe.model.config), plan)["reference"]
+        assert (copies > 0) == (kind in ("frozen", "synced"))
+    recipe = override(recipes.llama3_8b.dpo_recipe(), ["reference=frozen", "reference.cpu_offload=True"])
+    assert recipe_plan.plan_of(recipe, mixed_precision=True).reference == "base_model"

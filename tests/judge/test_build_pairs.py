@@ -138,7 +138,7 @@ def test_a_runs_weights_and_biases_show_the_round_that_made_its_rows(tiny: Any, 
     recipe.data.train, recipe.log.wandb = str(train), run.Config(WandbLogger, project="tests", offline=True)
     folder = execute(recipe)
     (written,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    for name in (b"round/pairs", b"round/answers_per_second", b"train/loss"):
+    for name in (b"iteration/pairs", b"iteration/answers_per_second", b"train/loss"):
         assert name in written.read_bytes()
     (table,) = folder.glob("wandb/offline-run-*/files/media/table/round/*.table.json")
     held = json.loads(table.read_text())
