@@ -42,9 +42,10 @@ def figures(report: LintReport) -> list[tuple[str, str]]:
         lines.append(
             (
                 "packing",
-                f"padded micro-batches of {p['micro_batch_size']} take {p['padded_positions_per_token']:.2f} positions a "
-                f"token; packs of {p['packed_sequence_size']} (data.batching=packed) would be {p['pack_fill']:.1%} full, "
-                f"{p['examples_per_pack']:.1f} examples each; packs made ahead of time {p['pack_fill_ahead_of_time']:.1%}",
+                f"padded micro-batches of {p['micro_batch_size']} take {p['padded_positions_per_token']:.2f} "
+                f"positions a token; packs of {p['packed_sequence_size']} (data.batching=packed) would be "
+                f"{p['pack_fill']:.1%} full, {p['examples_per_pack']:.1f} examples each; packs made ahead of time "
+                f"{p['pack_fill_ahead_of_time']:.1%}",
             )
         )
     if "global_batch" in n:
