@@ -1,6 +1,6 @@
-"""From lines on a disk to the batches of a step.
+"""Data pipeline: JSON lines -> tokenized examples -> micro-batches.
 
-`rows` parses lines, `tokenization` and `examples` tokenize them, `token_cache` keeps the tokens on disk, `sampler` orders
-them, `microbatches` and `packing` split global batches, and `batch` lays a micro-batch out. Read `module` first: the
-Lightning data module that connects these.
+`rows` parses lines, `tokenization` and `examples` tokenize them, `token_cache` stores tokens on disk, `sampler` orders
+samples, `microbatches` and `packing` split global batches, `batch` builds tensors. Read `module` first: the Lightning
+data module that connects them.
 """

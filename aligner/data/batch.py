@@ -1,12 +1,13 @@
-"""How examples lie in a batch; nobody else knows.
+"""Batch layout: padded rows, or one packed row with `cu_seqlens`.
 
 Dimensions: P examples of a micro-batch, K responses of each (2: chosen and rejected; or 1), S = K·P sequences (all
 first responses, then all second ones), R rows of T tokens.
 
-    padded    R = S: a row holds one sequence, padded on the right to the longest of them
-    packed    R = 1: the row holds all sequences one after the other, and `cu_seqlens` says where each begins
+    padded    R = S: a row contains one sequence, padded on the right to the longest sequence
+    packed    R = 1: the row contains all sequences end to end; `cu_seqlens` contains their offsets
 
-In both, padding stands to the right of the sequence that it belongs to, so that causal attention never looks at it.
+In both layouts, padding follows its sequence on the right, so causal attention never reads it. No other module depends
+on the layout.
 """
 
 from __future__ import annotations
@@ -25,77 +26,77 @@ Split = Literal["train", "validation"]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One example on its way into a batch."""
+    """An example and its place in a dataset."""
 
     index: int
-    """Row of its split; where its reference stands and where a score computed for it belongs."""
+    """Row of the dataset; index of its reference log-probabilities and computed scores."""
     example: Example
     valid: bool = True
-    """False for the copies that fill up places so that every rank has as many; they weigh nothing."""
+    """False for copies that equalize the micro-batch counts of ranks; a copy has zero weight."""
     mismatched: Item | None = None
-    """Its prompt with another's response, if the objective asks for one."""
+    """Prompt with another prompt's response, if the objective requires it (KTO)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A micro-batch of examples as Megatron takes it."""
+    """A micro-batch in Megatron's format."""
 
     tokens_RT: Tensor
     labels_RT: Tensor
-    """Token t of labels is token t + 1 of the sequence."""
+    """Label t of a sequence is its token t + 1."""
     positions_RT: Tensor
     start_S: Tensor
-    """Where each response's first token is a label, counted through all rows."""
+    """Flat index, over all rows, of the first label of each response."""
     length_S: Tensor
-    """Response tokens."""
+    """Number of response tokens."""
     total_S: Tensor
-    """Prompt and response tokens."""
+    """Number of prompt and response tokens."""
     index_P: Tensor
     valid_P: Tensor
     desirable_P: Tensor
     reward_P2: Tensor
-    """The data's own rewards of chosen and rejected."""
+    """Chosen and rejected rewards from the data."""
     cu_seqlens: Tensor | None = None
-    """Packed: where each sequence begins in the row, and where the last one ends; int32, [S + 1]."""
+    """Packed: start offsets of the sequences and end of the last one; int32, [S + 1]."""
     max_seqlen: int = 0
-    """Tokens of the longest sequence with its padding."""
+    """Tokens of the longest sequence, padding included."""
     mismatched: Batch | None = None
 
     def columns(self, x_S: Tensor) -> Tensor:
-        """Anything that has one entry a sequence, `[P, K]`: a row for each example."""
+        """Reshape one value per sequence, `[S]`, to one row per example, `[P, K]`."""
         return x_S.reshape(-1, len(self.index_P)).T
 
     def sequence_lengths(self) -> list[int]:
-        """Positions of each sequence of a row, padding included; a padded row is one sequence."""
+        """Return positions of each sequence in a row, padding included; a padded row is one sequence."""
         return [self.tokens_RT.shape[1]] if self.cu_seqlens is None else self.cu_seqlens.diff().tolist()
 
     def loss_mask_RT(self) -> Tensor:
-        """Where a label belongs to a response."""
+        """Return a mask of the labels that belong to responses."""
         steps = torch.zeros(self.labels_RT.numel() + 1, dtype=torch.int32, device=self.labels_RT.device)
         steps = steps.index_add(0, self.start_S, steps.new_ones(len(self.start_S)))
         steps = steps.index_add(0, self.start_S + self.length_S, steps.new_full(self.start_S.shape, -1))
         return steps.cumsum(0)[:-1].reshape(self.labels_RT.shape).bool()
 
     def cuda(self, non_blocking: bool = True) -> Batch:
-        """The same batch on this process's device."""
-        return self._each(lambda x: x.cuda(non_blocking=non_blocking))
+        """Return the batch on this process's device."""
+        return self._map_tensors(lambda x: x.cuda(non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """What torch's DataLoader calls to make the copy to the device asynchronous."""
-        return self._each(lambda x: x.pin_memory())
+        """Return the batch in pinned memory; torch's DataLoader calls this for asynchronous copies to the device."""
+        return self._map_tensors(lambda x: x.pin_memory())
 
-    def _each(self, change: Callable[[Any], Any]) -> Batch:
+    def _map_tensors(self, change: Callable[[Any], Any]) -> Batch:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         return Batch(**{name: change(v) if isinstance(v, Tensor | Batch) else v for name, v in values.items()})
 
 
 def sequence_tokens(prompt: Any, response: Any, multiple: int = 1) -> Any:
-    """Positions that a prompt and response of so many tokens take in a batch; numbers or arrays.
+    """Return the positions of a sequence in a batch from its prompt and response lengths (numbers or arrays).
 
-    The last token of a sequence is only ever a label. Rounded up to a multiple of `multiple`.
+    The last token of a sequence is only a label. The result is rounded up to a multiple of `multiple`.
     """
-    taken = prompt + response - 1
-    return taken if multiple == 1 else -(-taken // multiple) * multiple
+    positions = prompt + response - 1
+    return positions if multiple == 1 else -(-positions // multiple) * multiple
 
 
 def collate(
@@ -107,15 +108,15 @@ def collate(
     row_multiple: int = 1,
     at_least: int = 0,
 ) -> Batch:
-    """Lay examples out as one micro-batch.
+    """Build a micro-batch from examples.
 
     Args:
         items: the examples.
-        pad_id: token that stands where nothing is.
-        packed: one row for all, instead of a padded one for each sequence.
-        multiple: each sequence takes a multiple of so many positions (context parallelism cuts every sequence).
-        row_multiple: and so does each row (sequence parallelism cuts rows).
-        at_least: positions of a row, for micro-batches that must have one shape; a multiple of both.
+        pad_id: padding token.
+        packed: one row with all sequences instead of one padded row per sequence.
+        multiple: multiple of each sequence's positions (context parallelism splits every sequence).
+        row_multiple: multiple of each row's positions (sequence parallelism splits rows).
+        at_least: minimum positions of a row, for micro-batches of equal shape; divisible by both multiples.
     """
     responses = range(len(items[0].example.responses))
     sequences = [(item.example.prompt, item.example.responses[k]) for k in responses for item in items]
@@ -136,15 +137,15 @@ def collate(
         ids = torch.tensor(prompt + response)
         tokens[begin : begin + len(ids) - 1] = ids[:-1]
         labels[begin : begin + len(ids) - 1] = ids[1:]
-    places = torch.arange(len(tokens)) - begins.repeat_interleave(widths)
-    # Nothing reads what is padded; counted on, it could run past a table of learned positions.
-    places *= places < (prompts + lengths - 1).repeat_interleave(widths)
+    position_ids = torch.arange(len(tokens)) - begins.repeat_interleave(widths)
+    # Padding is never read. Without this reset, padding positions could exceed a table of learned positions.
+    position_ids *= position_ids < (prompts + lengths - 1).repeat_interleave(widths)
     others = [item.mismatched for item in items if item.mismatched is not None]
     return Batch(
         tokens_RT=tokens.reshape(shape),
         labels_RT=labels.reshape(shape),
-        positions_RT=places.reshape(shape),
-        # Position len(prompt) - 1 holds the last prompt token and predicts the first of the response.
+        positions_RT=position_ids.reshape(shape),
+        # The logits at len(prompt) - 1, the last prompt token, predict the first response token.
         start_S=begins + prompts - 1,
         length_S=lengths,
         total_S=prompts + lengths,

@@ -1,4 +1,4 @@
-"""All the examples of a split as one sequence: several files end to end, and behind them what KTO compares with.
+"""Tokenized dataset of a split: concatenated files, then KTO's mismatched examples.
 
 Dimensions: N examples, K responses of each.
 """
@@ -20,18 +20,18 @@ from aligner.data.token_cache import TokenFile
 
 
 class TokenizedDataset(Sequence[Example]):
-    """The examples of files that go together; row numbers run on from file to file.
+    """Examples of several files with consecutive row numbers.
 
-    With `mismatched_within`, row N + i is example i's prompt with another prompt's response, cut to so many tokens:
-    what KTO estimates its KL on. The other is the next in order whose prompt differs; the last ones take from the
-    beginning. Where all prompts are the same, it is the next response.
+    With `mismatched_within`, row N + i is example i's prompt with another prompt's response; KTO estimates its KL on
+    these rows. The response is the next one, in cyclic order, whose prompt differs; if all prompts are equal, the next
+    one. It is truncated so that prompt and response have at most `mismatched_within` tokens.
     """
 
     def __init__(self, files: Sequence[TokenFile], *, mismatched_within: int | None = None) -> None:
-        """Put `files` end to end.
+        """Concatenate `files`.
 
         Raises:
-            RowError: the pairs of one have rewards and those of another have none.
+            RowError: the pairs of one file have rewards and those of another file have none.
         """
         for file in files[1:] if files[0].settings.kind == "pairs" else ():
             if file.report.with_rewards != files[0].report.with_rewards:
@@ -46,15 +46,15 @@ class TokenizedDataset(Sequence[Example]):
         for file in files:
             self.report.merge(file.report)
         self.num_examples = int(self.starts[-1])
-        """N: how many are trained on, or validated on."""
+        """N: number of training or validation examples, without mismatched ones."""
         self._within = mismatched_within
-        own = np.concatenate([file.lengths for file in files])
+        lengths = np.concatenate([file.lengths for file in files])
         self._others = np.zeros(0, np.int64)
         if mismatched_within is not None:
             self._others = next_different(np.concatenate([file.prompt_hashes for file in files]))
-            cut = np.minimum(own[self._others, 1], mismatched_within - own[:, 0])
-            own = np.concatenate([own, np.stack([own[:, 0], cut], axis=1)])
-        self.lengths = own
+            cut = np.minimum(lengths[self._others, 1], mismatched_within - lengths[:, 0])
+            lengths = np.concatenate([lengths, np.stack([lengths[:, 0], cut], axis=1)])
+        self.lengths = lengths
         """Tokens of prompt and responses of each row, `[rows, 1 + K]`."""
 
     def __len__(self) -> int:
@@ -64,25 +64,25 @@ class TokenizedDataset(Sequence[Example]):
         if row >= self.num_examples:
             example, other = self[row - self.num_examples], self[self._others[row - self.num_examples]]
             return replace(example, responses=(other.responses[0][: int(self.lengths[row, 1])],))
-        number = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.files[number][row - self.starts[number]]
+        file_index = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.files[file_index][row - self.starts[file_index]]
 
     def positions(self, multiple: int = 1) -> np.ndarray:
-        """Positions that each sequence of each row takes in a batch, `[rows, K]`."""
+        """Return positions in a batch of each sequence of each row, `[rows, K]`."""
         return sequence_tokens(self.lengths[:, :1], self.lengths[:, 1:], multiple)
 
     def packed_tokens(self, multiple: int = 1) -> np.ndarray:
-        """Positions that each row needs in a pack, int32 `[rows]`; its mismatched one will lie there in its stead."""
+        """Return packed positions of each row, int32 `[rows]`: the maximum over an example and its mismatched one."""
         tokens = self.positions(multiple).sum(axis=1, dtype=np.int32)
         if len(self._others):
             tokens[: self.num_examples] = np.maximum(tokens[: self.num_examples], tokens[self.num_examples :])
         return tokens
 
     def check_room(self, capacity: int, field: str, *, multiple: int = 1) -> None:
-        """See that a pack of `capacity` positions has room for every row; `field` is the argument that sets it.
+        """Check that every row fits into a pack of `capacity` positions; `field` is the argument that sets it.
 
         Raises:
-            ConfigError: naming the longest.
+            ConfigError: a row is longer than a pack; the message contains the longest row.
         """
         tokens = self.packed_tokens(multiple)
         if len(tokens) and tokens.max() > capacity:
@@ -95,20 +95,20 @@ class TokenizedDataset(Sequence[Example]):
     def fingerprint(self) -> str:
         """Hash of the tokens and rewards, in order."""
         parts = [file.meta["fingerprint"] for file in self.files]
-        # Mismatched responses are cut to it.
+        # Mismatched responses are truncated to this length.
         parts.append(str(self._within))
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def mismatched(self, row: int) -> int | None:
-        """The row of an example's mismatched one, if there are any."""
+        """Return the row of an example's mismatched example, or None."""
         return row + self.num_examples if len(self._others) and row < self.num_examples else None
 
 
 def next_different(prompts: np.ndarray) -> np.ndarray:
-    """For each place the next one, going around, that holds something else; the next one if nothing else is there."""
+    """Return for each index the next index, cyclically, with a different value; if all are equal, the next index."""
     count = len(prompts)
-    begins = np.flatnonzero(prompts != np.roll(prompts, 1))
-    if not len(begins):
+    run_starts = np.flatnonzero(prompts != np.roll(prompts, 1))
+    if not len(run_starts):
         return (np.arange(count) + 1) % count
-    # The first run that begins behind a place; behind the last one, the first of all.
-    return begins[np.searchsorted(begins, np.arange(count), side="right") % len(begins)]
+    # The first run of equal values that starts after the index; after the last run, the first run.
+    return run_starts[np.searchsorted(run_starts, np.arange(count), side="right") % len(run_starts)]

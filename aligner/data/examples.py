@@ -1,10 +1,10 @@
-"""From rows to what a model learns from: examples of one prompt and the tokens of its responses.
+"""Training examples from rows: the tokens of one prompt and of its responses.
 
-What an objective needs of a row decides what becomes of it:
+The kind of objective selects the responses of a row:
 
-    pairs            two responses, chosen and rejected      a pair is one example
-    unpaired         one response, wanted or not             a pair is two examples
-    demonstrations   one response to imitate                 a pair is its chosen response
+    pairs            two responses, chosen and rejected      one example per pair
+    unpaired         one desirable or undesirable response   two examples per pair
+    demonstrations   one response to imitate                 one example per pair, its chosen response
 """
 
 from __future__ import annotations
@@ -24,46 +24,46 @@ Overlong = Literal["drop", "truncate", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids of a prompt and of its responses: chosen and rejected, or a single one."""
+    """Token ids of a prompt and of its responses: chosen and rejected, or a single response."""
 
     source: str
     prompt: list[int]
     responses: tuple[list[int], ...]
     rewards: tuple[float, float] = (1.0, 0.0)
-    """The data's own, of chosen and rejected."""
+    """Chosen and rejected rewards from the data."""
     desirable: bool = True
 
     @property
     def length(self) -> int:
-        """Tokens of the longest of the sequences."""
+        """Tokens of the longest sequence (prompt and one response)."""
         return len(self.prompt) + max(map(len, self.responses))
 
 
 @dataclass
 class TokenizationStats:
-    """What became of the rows of a file, or of several."""
+    """Tokenization counts of one or several files."""
 
     kind: Kind
     rows: int = 0
     kept: int = 0
     tokens: int = 0
-    """All sequences of the kept examples together, a shared prompt counted for each."""
+    """Tokens of all sequences of the kept examples; a shared prompt counts once per sequence."""
     with_rewards: bool = False
     merged_at_border: int = 0
-    """Responses whose first characters the tokenizer would have merged into the prompt's last token."""
+    """Responses whose first characters would have merged into the prompt's last token."""
     unwanted: int = 0
-    """Rejected responses, where only wanted ones are learned from."""
+    """Rejected responses skipped by an objective that uses only desirable ones."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """Reason -> examples."""
+    """Reason -> number of examples."""
     truncated: int = 0
 
     @property
     def found(self) -> int:
-        """Examples before any was dropped."""
+        """Number of examples before dropping."""
         return self.kept + self.dropped.total()
 
     def merge(self, other: TokenizationStats) -> None:
-        """Add what came of other rows."""
+        """Add the counts of other rows."""
         for name in ("rows", "kept", "tokens", "merged_at_border", "unwanted", "truncated"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dropped.update(other.dropped)
@@ -85,39 +85,38 @@ class TokenizationStats:
 def examples(
     rows: Iterable[Row], encode: ResponseTokenizer, *, kind: Kind, seq_length: int, overlong: Overlong = "drop"
 ) -> tuple[list[Example], TokenizationStats]:
-    """Rows as examples of at most `seq_length` tokens a sequence, and a report of what was left out.
+    """Return the examples of rows, at most `seq_length` tokens a sequence, and their statistics.
 
-    `overlong` says what becomes of a longer one: "drop" leaves it out and counts it, "truncate" cuts the
-    responses (a cut response has no end-of-turn token, and a prompt that alone fills `seq_length` is dropped),
-    "error" stops at the first.
+    Treatment of a longer example by `overlong`: "drop" skips and counts it; "truncate" cuts its responses (a truncated
+    response has no end-of-turn token; a prompt that alone fills `seq_length` is dropped); "error" raises.
 
     Raises:
-        RowError: a row does not hold what `kind` needs, cannot be tokenized, or is too long under "error".
+        RowError: a row lacks a field that `kind` requires, cannot be tokenized, or is too long under "error".
     """
-    report, kept, merged = TokenizationStats(kind), [], encode.merged
+    report, accepted, merged = TokenizationStats(kind), [], encode.merged
     for row in rows:
         report.rows += 1
         report.with_rewards = isinstance(row, PreferenceRow) and row.chosen_reward is not None
-        for responses, desirable in _responses(row, kind, report):
+        for responses, desirable in _row_responses(row, kind, report):
             prompt, tokens = encode(row.source, row.prompt, responses)
             rewards = (1.0, 0.0)
             if isinstance(row, PreferenceRow) and row.chosen_reward is not None and row.rejected_reward is not None:
                 rewards = (row.chosen_reward, row.rejected_reward)
-            example = _fit(Example(row.source, prompt, tokens, rewards, desirable), seq_length, overlong, report)
+            example = _shorten(Example(row.source, prompt, tokens, rewards, desirable), seq_length, overlong, report)
             if example is None:
                 continue
             if kind == "pairs" and example.responses[0] == example.responses[1]:
                 report.dropped["both answers have the same tokens"] += 1
                 continue
-            kept.append(example)
-    report.kept = len(kept)
-    report.tokens = sum(len(e.prompt) + len(response) for e in kept for response in e.responses)
+            accepted.append(example)
+    report.kept = len(accepted)
+    report.tokens = sum(len(e.prompt) + len(response) for e in accepted for response in e.responses)
     report.merged_at_border = encode.merged - merged
-    return kept, report
+    return accepted, report
 
 
-def _responses(row: Row, kind: Kind, report: TokenizationStats) -> list[tuple[list[TextOrMessages], bool]]:
-    """What a row gives to learn from: the responses of each example, and whether they are wanted."""
+def _row_responses(row: Row, kind: Kind, report: TokenizationStats) -> list[tuple[list[TextOrMessages], bool]]:
+    """Return the responses of each example of a row, and whether they are desirable."""
     if isinstance(row, PreferenceRow):
         return {
             "pairs": [([row.chosen_response, row.rejected_response], True)],
@@ -138,7 +137,7 @@ def _responses(row: Row, kind: Kind, report: TokenizationStats) -> list[tuple[li
     return [([row.response], row.desirable is not False)]
 
 
-def _fit(example: Example, seq_length: int, overlong: Overlong, report: TokenizationStats) -> Example | None:
+def _shorten(example: Example, seq_length: int, overlong: Overlong, report: TokenizationStats) -> Example | None:
     if example.length <= seq_length:
         return example
     if overlong == "error":
@@ -155,10 +154,10 @@ def _fit(example: Example, seq_length: int, overlong: Overlong, report: Tokeniza
 
 
 def check_share(report: TokenizationStats, path: str, *, seq_length: int, limit: float) -> None:
-    """See that something is left to learn from.
+    """Check the fraction of dropped examples.
 
     Raises:
-        ConfigError: more than the share `limit` of the examples was dropped, or all of them.
+        ConfigError: all examples were dropped, or more than the fraction `limit`.
     """
     dropped = report.dropped.total()
     if report.kept and dropped <= limit * report.found:

@@ -1,4 +1,4 @@
-"""From units in order to the micro-batches that one rank is given, a global batch at a time."""
+"""Data loader: the micro-batches of one rank, one global batch at a time."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from aligner.data.microbatches import MicrobatchSplitter
 
 
 class GlobalBatchDataset(Dataset[list[Batch]]):
-    """Global batches as one rank sees them: entry i is the micro-batches of step i."""
+    """Global batches of one rank: item i is the list of micro-batches of step i."""
 
     def __init__(
         self,
-        corpus: TokenizedDataset,
-        units: Callable[[int], np.ndarray],
+        dataset: TokenizedDataset,
+        samples: Callable[[int], np.ndarray],
         steps: int,
         *,
-        cutting: MicrobatchSplitter,
+        splitter: MicrobatchSplitter,
         rank: int,
         ranks: int,
         collate: Callable[..., Batch],
     ) -> None:
-        self.corpus, self.units, self.steps, self.cutting = corpus, units, steps, cutting
+        self.dataset, self.samples, self.steps, self.splitter = dataset, samples, steps, splitter
         self.rank, self.ranks, self.collate = rank, ranks, collate
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> list[Batch]:
-        micros = self.cutting(self.units(step), self.ranks)[self.rank]
+        micros = self.splitter(self.samples(step), self.ranks)[self.rank]
         items = [[self._item(row, valid) for row, valid in micro] for micro in micros]
         batches = [self.collate(micro) for micro in items]
-        if self.cutting.every == 1:
+        if self.splitter.every == 1:
             return batches
-        # Interleaved pipelines pass all micro-batches of a step on in one shape.
+        # An interleaved pipeline requires one shape for all micro-batches of a step.
         shapes = [{b.tokens_RT.shape[1] for b in (batch, batch.mismatched) if b is not None} for batch in batches]
         longest = max(set.union(*shapes))
         return [
@@ -50,12 +50,12 @@ class GlobalBatchDataset(Dataset[list[Batch]]):
         ]
 
     def _item(self, row: int, valid: bool) -> Item:
-        other = self.corpus.mismatched(row)
-        return Item(row, self.corpus[row], valid, None if other is None else Item(other, self.corpus[other], valid))
+        other = self.dataset.mismatched(row)
+        return Item(row, self.dataset[row], valid, None if other is None else Item(other, self.dataset[other], valid))
 
 
 class StepSampler(torch.utils.data.Sampler[int]):
-    """The steps from `first` on; as long as all of them, since Lightning counts those of earlier jobs along."""
+    """Step indices from `first` on; `len` counts all steps, because Lightning counts those of earlier jobs."""
 
     def __init__(self, first: int, steps: int) -> None:
         self.first, self.steps = first, steps
@@ -68,29 +68,29 @@ class StepSampler(torch.utils.data.Sampler[int]):
 
 
 def loader(
-    corpus: TokenizedDataset,
-    units: Callable[[int], np.ndarray],
+    dataset: TokenizedDataset,
+    samples: Callable[[int], np.ndarray],
     steps: StepSampler,
     *,
-    cutting: MicrobatchSplitter,
+    splitter: MicrobatchSplitter,
     collate: Callable[..., Batch],
     mode: str,
     num_workers: int,
 ) -> WrappedDataLoader:
-    """What Lightning iterates: a list of micro-batches for each step; `units(step)` are those of its global batch."""
-    known = parallel_state.is_initialized()
-    view = GlobalBatchDataset(
-        corpus,
-        units,
+    """Build a loader of micro-batch lists, one list per step; `samples(step)` returns the global batch."""
+    distributed = parallel_state.is_initialized()
+    batches = GlobalBatchDataset(
+        dataset,
+        samples,
         len(steps),
-        cutting=cutting,
-        rank=parallel_state.get_data_parallel_rank() if known else 0,
-        ranks=parallel_state.get_data_parallel_world_size() if known else 1,
+        splitter=splitter,
+        rank=parallel_state.get_data_parallel_rank() if distributed else 0,
+        ranks=parallel_state.get_data_parallel_world_size() if distributed else 1,
         collate=collate,
     )
     return WrappedDataLoader(
         mode=mode,
-        dataset=view,
+        dataset=batches,
         sampler=steps,
         batch_size=None,
         num_workers=num_workers,

@@ -1,7 +1,8 @@
-"""The Lightning data module: files -> examples in one global order -> the micro-batches of a rank.
+"""Lightning data module: files -> examples in one global order -> the micro-batches of a rank.
 
-Global batch k holds the same examples whatever the number of ranks and the micro-batch size (`aligner.data.sampler`), so
-`consumed_samples` says where a run goes on, on any number of GPUs. How it is cut is the matter of `aligner.data.microbatches`.
+Global batch k contains the same examples for every number of ranks and every micro-batch size
+(`aligner.data.sampler`), so training can resume from `consumed_samples` on any number of GPUs.
+`aligner.data.microbatches` splits global batches.
 """
 
 import functools
@@ -16,8 +17,8 @@ import numpy as np
 from aligner.backend import patches
 from aligner.common import console
 
-# Every recipe names this module, and a job imports what its recipe names before it builds anything: so NeMo's
-# configs are patched before the first of them is made.
+# Every recipe refers to this module, and a job imports the modules of its recipe before it builds anything.
+# NeMo's configs are therefore patched before the first one is built.
 console.silence_nemo()
 patches.apply()
 
@@ -44,10 +45,10 @@ Files = Union[list[Any], str, Callable[[], str]]
 
 
 class NoOpSampler(MegatronDataSampler):
-    """What NeMo asks of a data module; the cutting into micro-batches, its own task, is done in `GlobalBatchDataset`."""
+    """No-op data sampler, which NeMo requires of a data module; `GlobalBatchDataset` splits global batches instead."""
 
     def setup(self, global_rank: int) -> None:
-        """Nothing: how many micro-batches a step has may change from step to step (`aligner.callbacks.step_preparation` says it)."""
+        """Do nothing: the number of micro-batches varies by step; `aligner.callbacks.step_preparation` sets it."""
 
     def transform_dataloader(self, dataloader: Any, consumed_samples: int = 0) -> Any:
         return dataloader
@@ -56,29 +57,30 @@ class NoOpSampler(MegatronDataSampler):
         return step
 
     def on_megatron_step_end(self, step: MegatronStep) -> None:
-        """NeMo logs consumed samples here; `aligner.callbacks.metrics_callback` does, with everything else."""
+        """Do nothing: `aligner.callbacks.metrics_callback` logs consumed samples, which NeMo logs here."""
 
 
 class AlignDataModule(pl.LightningDataModule, IOMixin):
-    """Examples from JSON-lines files: pairs, or single responses, as the objective asks (`aligner.data.examples`).
+    """Tokenized examples from JSON lines: pairs or single responses, by objective (`aligner.data.examples`).
 
     Args:
-        train: a file of rows (`aligner.data.rows`), a folder of them, a list, a blend `[0.7, "a.jsonl", 0.3, "b.jsonl"]`
-            (`aligner.data.sources`), a folder that `nemo llm pack-preferences` made, or something that makes a file and
-            returns its path.
-        validation: likewise, without weights; every row counts in every validation. None: no validation.
-        seq_length: most tokens of prompt and response together.
-        micro_batch_size: examples of one forward pass on one rank; packs, if they are packed.
-        global_batch_size: examples of one optimizer step, over all ranks; packs, if they were packed ahead of time.
-        seed: of the order of the training examples.
-        apply_chat_template: read string prompts as one user message and string responses as the assistant's, and put both
-            through the tokenizer's chat template; False takes strings as they are.
-        overlong: what becomes of examples longer than `seq_length`: drop (and count), truncate, refuse.
-        max_dropped_fraction: stop if more than this share of a file's examples would be dropped.
-        batching: how a global batch is cut: padded, length_grouped, padding_free, packed (`aligner.data.microbatches`).
-        packed_sequence_size: tokens of a pack; None: as many as the longest example could have.
-        cache_dir: where tokenized files are kept (`aligner.data.token_cache`); None: `tokens` beside the runs.
-        num_workers: processes that build batches on each rank; 0 builds them in the training process.
+        train: a file of rows (`aligner.data.rows`), a folder of files, a list, a blend
+            `[0.7, "a.jsonl", 0.3, "b.jsonl"]` (`aligner.data.sources`), a folder written by
+            `nemo llm pack-preferences`, or a callable that writes a file and returns its path.
+        validation: likewise, without weights; each validation uses every row. None: no validation.
+        seq_length: maximum tokens of prompt and response together.
+        micro_batch_size: examples per forward pass on one rank; packs, if examples are packed.
+        global_batch_size: examples per optimizer step, over all ranks; packs, if packed ahead of time.
+        seed: random seed of the training order.
+        apply_chat_template: apply the tokenizer's chat template to string prompts (as one user message) and string
+            responses (as the assistant's message); False tokenizes strings as they are.
+        overlong: treatment of examples longer than `seq_length`: drop (and count), truncate, error.
+        max_dropped_fraction: maximum fraction of a file's examples that may be dropped.
+        batching: division of a global batch: padded, length_grouped, padding_free, packed
+            (`aligner.data.microbatches`).
+        packed_sequence_size: tokens of a pack; None: the maximum length of an example.
+        cache_dir: folder of tokenized files (`aligner.data.token_cache`); None: `tokens` beside the runs.
+        num_workers: processes per rank that build batches; 0 builds batches in the training process.
     """
 
     def __init__(
@@ -108,9 +110,9 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         self.max_dropped_fraction, self.num_workers = max_dropped_fraction, num_workers
         self.datasets: dict[Split, TokenizedDataset] = {}
         self.packs: dict[Split, prepacked.Packs] = {}
-        """Of the splits that were packed ahead of time."""
+        """Packs of the splits that were packed ahead of time."""
         self.consumed_samples = 0
-        """Of earlier jobs of this run, where `first_step` optimizer steps had been made."""
+        """Samples consumed by earlier jobs of this run, after `first_step` optimizer steps."""
         self.first_step = 0
         self.data_sampler = NoOpSampler(
             seq_len=seq_length,
@@ -118,79 +120,80 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             global_batch_size=global_batch_size,
             output_log=False,
         )
-        self._made: dict[Split, Any] = {}
+        self._resolved: dict[Split, Any] = {}
         self._weights: tuple[float, ...] = ()
         self._pad_id, self._multiple, self._row_multiple, self._every, self._steps = 0, 1, 1, 1, 0
 
-    # ---- before training: everything that can be refused is refused here ------------------------------------
+    # ---- before training: all checks ----------------------------------------------------------------------------
 
     def _sources(self) -> Iterator[tuple[Split, Any]]:
-        """What was given for each split; a file that has to be made is made when its turn comes."""
-        given: dict[Split, Any] = {"train": self.train, "validation": self.validation}
-        for split, source in given.items():
+        """Yield the source of each split; a callable source is called once, when its split is reached."""
+        by_split: dict[Split, Any] = {"train": self.train, "validation": self.validation}
+        for split, source in by_split.items():
             if source is not None and source != "":
-                self._made[split] = self._made.get(split) or (source() if callable(source) else source)
-                yield split, self._made[split]
+                self._resolved[split] = self._resolved.get(split) or (source() if callable(source) else source)
+                yield split, self._resolved[split]
 
     def check_rows(self, *, runs: Path) -> None:
-        """Read and check the rows without a tokenizer, where it will be a while before there is one.
+        """Check the rows without a tokenizer, for use long before the tokenizer is available.
 
         Raises:
-            RowError: a file or row is not as it must be.
+            RowError: a file is missing or a row is invalid.
         """
         for split, source in self._sources():
             if not prepacked.is_packed(source):
                 for part in sources.resolve_files(source, f"data.{split}"):
-                    token_cache.check_rows(part.path, self._folder(runs))
+                    token_cache.check_rows(part.path, self._cache_folder(runs))
 
     def tokenize(
         self, tokenizer: Any, *, kind: Kind, runs: Path, multiple: int = 1, row_multiple: int = 1, every: int = 1
     ) -> None:
-        """Have everything tokenized, in `cache_dir` or beside the `runs`.
+        """Tokenize all splits into `cache_dir`, or into a folder beside the `runs`.
 
-        Each sequence will take a multiple of `multiple` positions in a batch, each row of `row_multiple`; a step has a
-        multiple of `every` micro-batches.
+        In a batch, the positions of a sequence are a multiple of `multiple`, those of a row a multiple of
+        `row_multiple`. The micro-batches of a step are a multiple of `every`.
 
         Raises:
             RowError: see `aligner.data.token_cache.token_files`.
-            ConfigError: so; or fewer examples than one global batch, or one that no pack has room for.
+            ConfigError: likewise; or there are fewer examples than one global batch, or an example exceeds a pack.
         """
         settings = TokenizationConfig(kind, self.seq_length, self.apply_chat_template, self.overlong)
-        folder = self._folder(runs)
+        folder = self._cache_folder(runs)
         for split, source in self._sources():
             if prepacked.is_packed(source):
                 files, self.packs[split] = prepacked.load(Path(source), tokenizer, settings, f"data.{split}")
             else:
                 parts = sources.resolve_files(source, f"data.{split}")
-                self._take_weights(split, parts)
+                self._store_weights(split, parts)
                 files = token_files([part.path for part in parts], tokenizer, settings, folder, log=console.log_rank0)
-            corpus = TokenizedDataset(files, mismatched_within=self.seq_length if kind == "unpaired" else None)
+            dataset = TokenizedDataset(files, mismatched_within=self.seq_length if kind == "unpaired" else None)
             for file in files:
                 check_share(file.report, file.path, seq_length=self.seq_length, limit=self.max_dropped_fraction)
-            self.datasets[split] = corpus
+            self.datasets[split] = dataset
         if self.num_samples("train") < self.global_batch_size:
             noun = "packs" if "train" in self.packs else "examples"
             raise ConfigError(
-                f"data.global_batch_size: {self.global_batch_size} {noun} a step, but {self._made['train']} holds only "
-                f"{self.num_samples('train')} that can be used ({self.datasets['train'].report}); lower it or add data"
+                f"data.global_batch_size: {self.global_batch_size} {noun} a step, but {self._resolved['train']} holds "
+                f"only {self.num_samples('train')} that can be used ({self.datasets['train'].report}); "
+                "lower it or add data"
             )
         hf = getattr(tokenizer, "tokenizer", tokenizer)
         self._pad_id = hf.pad_token_id if hf.pad_token_id is not None else hf.eos_token_id
         self._multiple, self._row_multiple, self._every = multiple, row_multiple, every
-        for split, corpus in self.datasets.items():
+        for split, dataset in self.datasets.items():
             if self.batching == "packed" and split not in self.packs:
                 room, field = self.cutting(split).packed_sequence_size, "data.packed_sequence_size"
                 if self.packed_sequence_size and room != self.packed_sequence_size:
                     field += f" ({self.packed_sequence_size}, rounded down to a multiple of {row_multiple})"
-                corpus.check_room(room, field, multiple=multiple)
+                dataset.check_room(room, field, multiple=multiple)
         files = self.datasets["train"].files
         sizes = (len(self.packs["train"]),) if "train" in self.packs else tuple(map(len, files))
         self.order = GlobalBatchSampler(self.seed, sizes, self._weights)
 
-    def _folder(self, runs: Path) -> Path:
+    def _cache_folder(self, runs: Path) -> Path:
         return Path(self.cache_dir).expanduser() if self.cache_dir else runs / "tokens"
 
-    def _take_weights(self, split: Split, parts: Sequence[sources.DataFile]) -> None:
+    def _store_weights(self, split: Split, parts: Sequence[sources.DataFile]) -> None:
         if parts[0].weight is None:
             return
         if split == "validation":
@@ -198,68 +201,74 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         self._weights = tuple(part.weight or 0.0 for part in parts)
 
     def num_samples(self, split: Split) -> int:
-        """What a global batch counts: examples, or packs that were made ahead of time."""
+        """Return the number of samples: examples, or packs that were made ahead of time."""
         return len(self.packs[split]) if split in self.packs else self.datasets[split].num_examples
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch; what does not fill a last global batch is left out of that epoch."""
+        """Optimizer steps per epoch; the samples of an incomplete last global batch are dropped for that epoch."""
         return self.num_samples("train") // self.global_batch_size
 
     def plan(self, *, max_steps: int) -> None:
-        """Fix how many optimizer steps the training loader must feed."""
+        """Set the number of optimizer steps of the training loader."""
         self._steps = max_steps
 
     def fingerprint(self, split: Split) -> str:
-        """Hash of the tokens and rewards of a split, in file order."""
+        """Return a hash of the tokens and rewards of a split, in file order."""
         return self.datasets[split].fingerprint
 
     # ---- loaders ----------------------------------------------------------------------------------------------
 
     def global_batch(self, step: int) -> np.ndarray:
-        """The units of an optimizer step, in order."""
+        """Return the samples of an optimizer step, in order."""
         return self.order.global_batch(step, self.global_batch_size)
 
     def examples_in(self, step: int) -> int:
-        """How many examples an optimizer step learns from."""
+        """Return the number of examples in an optimizer step."""
         if "train" not in self.packs:
             return self.global_batch_size
-        return sum(len(self.packs["train"][unit]) for unit in self.global_batch(step))
+        return sum(len(self.packs["train"][sample]) for sample in self.global_batch(step))
 
     def cutting(self, split: Split) -> MicrobatchSplitter:
-        """How global batches of a split are cut."""
-        places, step = self.datasets[split].positions(self._multiple), math.lcm(self._multiple, self._row_multiple)
+        """Build the splitter of a split's global batches."""
+        positions, step = self.datasets[split].positions(self._multiple), math.lcm(self._multiple, self._row_multiple)
         longest = -(-self.seq_length // step) * step
         return MicrobatchSplitter(
             self.batching,
             self.micro_batch_size,
-            # What rounds a row up belongs to its last sequence, and must find room as well.
+            # The last sequence of a row includes the row's padding, so the capacity is a multiple of `row_multiple`.
             self.packed_sequence_size // self._row_multiple * self._row_multiple
             if self.packed_sequence_size
-            else places.shape[1] * longest,
+            else positions.shape[1] * longest,
             tokens=self.datasets[split].packed_tokens(self._multiple),
-            longest=places.max(axis=1),
+            longest=positions.max(axis=1),
             every=self._every,
             packs=self.packs.get(split),
         )
 
     def _loader(
-        self, split: Split, units: Callable[[int], np.ndarray], steps: StepSampler, mode: str
+        self, split: Split, samples: Callable[[int], np.ndarray], steps: StepSampler, mode: str
     ) -> WrappedDataLoader:
-        cutting = self.cutting(split)
-        lay = functools.partial(
+        splitter = self.cutting(split)
+        build_batch = functools.partial(
             collate,
             pad_id=self._pad_id,
-            packed=cutting.concatenated,
+            packed=splitter.concatenated,
             multiple=self._multiple,
             row_multiple=self._row_multiple,
         )
         return loader(
-            self.datasets[split], units, steps, cutting=cutting, collate=lay, mode=mode, num_workers=self.num_workers
+            self.datasets[split],
+            samples,
+            steps,
+            splitter=splitter,
+            collate=build_batch,
+            mode=mode,
+            num_workers=self.num_workers,
         )
 
     def train_dataloader(self) -> WrappedDataLoader:
-        """All that is left of the run, in its order."""
+        """Build a loader of the run's remaining steps, in order."""
         trainer = self.trainer
         assert trainer is not None and self._steps > 0, "plan() comes before the loader"
         self.first_step = trainer.global_step
@@ -267,41 +276,41 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         return self._loader("train", self.global_batch, steps, "train")
 
     def val_dataloader(self) -> WrappedDataLoader:
-        """Every validation row once; copies that fill up the last micro-batches weigh nothing."""
-        return self._whole("validation", np.arange(self.num_samples("validation")))
+        """Build a loader of every validation row once; copies that fill the last micro-batches have zero weight."""
+        return self._fixed_order("validation", np.arange(self.num_samples("validation")))
 
     def scoring_dataloader(self, split: Split) -> WrappedDataLoader:
-        """Every row of a split once, mismatched ones after the others.
+        """Build a loader of every row of a split once, mismatched rows last.
 
-        Training rows come in the order of the first epoch: so the first global batches lie as they will in training,
-        and policy and reference agree there to the last bit.
+        Training rows are in the order of the first epoch. The first global batches therefore have the layout of
+        training, and policy and reference agree on them bit by bit.
         """
-        corpus, units = self.datasets[split], np.arange(self.num_samples(split))
+        dataset, samples = self.datasets[split], np.arange(self.num_samples(split))
         if split == "train":
-            units = self.order.epoch(0)
+            samples = self.order.epoch(0)
         if split == "train" and self._weights:
-            # A blend leaves some rows out of an epoch and brings others twice.
-            every, firsts = np.unique(units, return_index=True)
-            units = np.concatenate([units[np.sort(firsts)], np.setdiff1d(np.arange(corpus.num_examples), every)])
-        others = np.arange(corpus.num_examples, len(corpus)) + len(self.packs.get(split, ()))
-        return self._whole(split, units, others)
+            # An epoch of a blend omits some rows and repeats others.
+            present, firsts = np.unique(samples, return_index=True)
+            samples = np.concatenate([samples[np.sort(firsts)], np.setdiff1d(np.arange(dataset.num_examples), present)])
+        others = np.arange(dataset.num_examples, len(dataset)) + len(self.packs.get(split, ()))
+        return self._fixed_order(split, samples, others)
 
-    def _whole(self, split: Split, *runs: np.ndarray) -> WrappedDataLoader:
+    def _fixed_order(self, split: Split, *groups: np.ndarray) -> WrappedDataLoader:
         size = self.global_batch_size
-        batches = [units[i : i + size] for units in runs for i in range(0, len(units), size)]
+        batches = [samples[i : i + size] for samples in groups for i in range(0, len(samples), size)]
         return self._loader(split, batches.__getitem__, StepSampler(0, len(batches)), "validation")
 
     # ---- state --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the order stands, and of which data."""
+        """Return the number of consumed samples."""
         trainer = self.trainer
         assert trainer is not None
         steps = trainer.global_step - self.first_step
         return {"consumed_samples": self.consumed_samples + steps * self.global_batch_size}
 
     def identity(self) -> dict[str, Any]:
-        """What is learned from, for a comparison with what a resumed run has learned from."""
+        """Return statistics and hashes of the training data, which a resumed run compares with its own."""
         return {
             "data.train": f"{self.datasets['train'].report} ({self.fingerprint('train')[:16]})",
             "data.train.weights": list(self._weights),
@@ -309,5 +318,5 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where another job of this run stopped; `aligner.train.resume_settings` has found the data to be the same."""
+        """Restore `consumed_samples` of an earlier job; `aligner.train.resume_settings` has checked the data."""
         self.consumed_samples = int(state_dict["consumed_samples"])

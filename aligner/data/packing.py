@@ -1,12 +1,12 @@
-"""Which items share a pack: bin packing of lengths, near linear in time.
+"""Bin packing of sequence lengths, in near-linear time.
 
-    first_fit_shuffle        items in random order, each into the first pack that has room
-    first_fit_decreasing     the longest first, each into the first pack that has room
-    best_fit_decreasing      the longest first, each into the fullest pack that has room
+    first_fit_shuffle        items in random order, each into the first pack with enough room
+    first_fit_decreasing     longest item first, each into the first pack with enough room
+    best_fit_decreasing      longest item first, each into the fullest pack with enough room
 
-First fit is computed pack by pack: what the rule puts into the first pack is what a walk over all items puts there
-that takes whatever still fits, and so on with the items left over. With items in decreasing order the walk needs no
-more than the longest item that fits; in any other order a tree of minima finds the next one.
+First fit is computed pack by pack. The first pack of first fit equals the result of one pass over all items that adds
+every item that still fits; the next pack is the same pass over the remaining items. In decreasing order, a pass needs
+only the longest item that fits. In any other order, a tree of minima returns the next item.
 
 Source: Johnson 1973, Near-optimal bin packing algorithms.
 """
@@ -26,16 +26,16 @@ Algorithm = Literal["first_fit_shuffle", "first_fit_decreasing", "best_fit_decre
 def pack(
     lengths: Sequence[int] | np.ndarray, capacity: int, *, algorithm: Algorithm = "best_fit_decreasing", seed: int = 0
 ) -> list[list[int]]:
-    """Indices of the items in each pack: every index once, no pack longer than `capacity`.
+    """Return the item indices of each pack; each index occurs once, and no pack is longer than `capacity`.
 
     Args:
-        lengths: of the items, tokens, at least 1 each.
-        capacity: of a pack, tokens.
-        algorithm: one of the three above.
-        seed: of the order of first_fit_shuffle; the others draw nothing.
+        lengths: item lengths in tokens, at least 1.
+        capacity: pack size in tokens.
+        algorithm: one of the three algorithms above.
+        seed: random seed of first_fit_shuffle; the other algorithms are deterministic.
 
     Raises:
-        ConfigError: an item alone is longer than a pack (its index is named), or there is no such algorithm.
+        ConfigError: an item is longer than a pack or shorter than 1, or the algorithm is unknown.
     """
     if algorithm not in get_args(Algorithm):
         raise ConfigError(f"algorithm: {algorithm!r} is not one of {', '.join(get_args(Algorithm))}")
@@ -57,30 +57,30 @@ def pack(
 
 
 def fill(lengths: Sequence[int] | np.ndarray, packs: Sequence[Sequence[int]], capacity: int) -> float:
-    """Share of the packs' room that is taken, 0 to 1."""
+    """Return the used fraction of the packs' capacity, 0 to 1."""
     return float(np.asarray(lengths)[np.concatenate([np.asarray(p) for p in packs])].sum() / (len(packs) * capacity))
 
 
 # ---- first fit in a given order ---------------------------------------------------------------------------------
 
 NEAR = 8
-"""Items that are looked at one by one before the tree is asked."""
+"""Items that are scanned linearly before the tree is searched."""
 
 
 def _first_fit(sizes: list[int], capacity: int) -> list[list[int]]:
-    """Places of the items in each pack."""
-    taken = capacity + 1  # stands for an item that is in a pack: no room is so large
-    minima, leaves = _minima(sizes, taken)
+    """Return the item positions of each pack."""
+    removed = capacity + 1  # marks an item that is already in a pack: larger than any room
+    minima, leaves = _min_tree(sizes, removed)
     packs: list[list[int]] = []
     head, count = 0, len(sizes)
     while True:
-        while head < count and minima[leaves + head] == taken:
+        while head < count and minima[leaves + head] == removed:
             head += 1
         if head == count:
             return packs
         room, places, place, near = capacity, [], head, head + NEAR
         while room > 0:
-            # What lies near the head is mostly there and mostly fits.
+            # Items near the head are mostly unpacked and mostly fit.
             while place < count and place < near and minima[leaves + place] > room:
                 place += 1
             if place >= near or place >= count:
@@ -89,24 +89,24 @@ def _first_fit(sizes: list[int], capacity: int) -> list[list[int]]:
                     break
             room -= minima[leaves + place]
             places.append(place)
-            _remove(minima, leaves + place, taken)
+            _remove_leaf(minima, leaves + place, removed)
             place, near = place + 1, max(near, place + 1)
         packs.append(places)
 
 
-def _minima(sizes: list[int], beyond: int) -> tuple[list[int], int]:
-    """A binary tree in a list: node i holds the least of nodes 2i and 2i+1, leaves the sizes; and its first leaf."""
+def _min_tree(sizes: list[int], padding: int) -> tuple[list[int], int]:
+    """Return a binary tree as a list (node i: minimum of nodes 2i and 2i+1; leaves: sizes), and its first leaf."""
     leaves = 1 << (len(sizes) - 1).bit_length()
-    level = np.full(leaves, beyond, dtype=np.int64)
+    level = np.full(leaves, padding, dtype=np.int64)
     level[: len(sizes)] = sizes
     levels = [level]
     while len(levels[-1]) > 1:
         levels.append(levels[-1].reshape(-1, 2).min(axis=1))
-    return [beyond, *np.concatenate(levels[::-1]).tolist()], leaves
+    return [padding, *np.concatenate(levels[::-1]).tolist()], leaves
 
 
-def _remove(minima: list[int], node: int, gone: int) -> None:
-    old, minima[node] = minima[node], gone
+def _remove_leaf(minima: list[int], node: int, removed: int) -> None:
+    old, minima[node] = minima[node], removed
     while node > 1 and minima[node >> 1] == old:
         left = minima[node & -2]
         right = minima[node | 1]
@@ -118,7 +118,7 @@ def _remove(minima: list[int], node: int, gone: int) -> None:
 
 
 def _next_fit(minima: list[int], leaves: int, place: int, room: int) -> int:
-    """The first place from `place` on whose item is no longer than `room`; -1: none."""
+    """Return the first position, from `place` on, of an item of length `room` or less; -1: none."""
     if minima[1] > room or place >= leaves:
         return -1
     node = leaves + place
@@ -142,7 +142,7 @@ def _next_fit(minima: list[int], leaves: int, place: int, room: int) -> int:
 
 
 def _by_length(sizes: np.ndarray) -> tuple[list[int], list[int]]:
-    """Items sorted by length, and for each length up to the longest the end of its run among them."""
+    """Return items sorted by length, and for each length up to the longest the end of its range in this order."""
     items = np.argsort(-sizes, kind="stable")[::-1]
     ends = np.cumsum(np.bincount(sizes))
     return items.tolist(), ends.tolist()
@@ -151,7 +151,7 @@ def _by_length(sizes: np.ndarray) -> tuple[list[int], list[int]]:
 def _first_fit_decreasing(sizes: np.ndarray, capacity: int) -> list[list[int]]:
     items, ends = _by_length(sizes)
     starts = [0, *ends[:-1]]
-    # The longest length that still has items and is no longer than l: follow down[l] until it stays.
+    # The longest length with items left that is at most l: follow down[l] to its fixed point.
     down = [length if ends[length] > starts[length] else length - 1 for length in range(1, len(ends))]
     down = [0, *down]
     packs: list[list[int]] = []
@@ -178,22 +178,22 @@ def _best_fit_decreasing(sizes: np.ndarray, capacity: int) -> list[list[int]]:
     items, _ = _by_length(sizes)
     lengths = sizes.tolist()
     packs: list[list[int]] = []
-    # open[r]: packs with room for r tokens; the rooms that occur are bits of `words`, 64 a word, and its words that
-    # are not 0 are bits of `summary`.
+    # open_[r]: packs with room for r tokens. Rooms in use are bits of `words`, 64 a word; nonzero words are bits of
+    # `summary`.
     open_: list[list[list[int]]] = [[] for _ in range(capacity + 1)]
     words, summary = [0] * (capacity // 64 + 1), 0
     for item in reversed(items):
         length = lengths[item]
         word = length >> 6
-        found = words[word] >> (length & 63)
-        if found:
-            room = length + (found & -found).bit_length() - 1
+        candidates = words[word] >> (length & 63)
+        if candidates:
+            room = length + (candidates & -candidates).bit_length() - 1
         else:
             rest = summary >> (word + 1)
             if rest:
                 word += (rest & -rest).bit_length()
-                found = words[word]
-                room = (word << 6) + (found & -found).bit_length() - 1
+                candidates = words[word]
+                room = (word << 6) + (candidates & -candidates).bit_length() - 1
             else:
                 room = -1
         if room < 0:

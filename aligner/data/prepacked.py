@@ -1,12 +1,12 @@
-"""Packs made ahead of time: a folder of tokens and of which examples share a pack.
+"""Packed folder: tokens and packs made ahead of time.
 
-A run can pack every global batch by itself (`data.batching=packed`), which keeps the number of pairs in it. Packing
-all of the data at once fills packs better, and a global batch then counts packs. The folder holds its own tokens, so
-that it can be shipped to a cluster:
+A run can pack each global batch by itself (`data.batching=packed`), which keeps its number of pairs. Packing all data
+at once fills packs better; a global batch then counts packs. The folder contains its own tokens, so it can be copied to
+a cluster:
 
-    part-000/, ...    one folder a file of rows (`aligner.data.token_cache`)
-    packs.arrow       an Arrow stream, column `rows`: the examples of each pack, numbered through all parts
-    meta.json         what it was made with
+    part-000/, ...    one folder per file of rows (`aligner.data.token_cache`)
+    packs.arrow       an Arrow stream; column `rows`: row numbers of each pack, consecutive over all parts
+    meta.json         packing settings, statistics, source files
 """
 
 import hashlib
@@ -32,7 +32,7 @@ PACKS, META = "packs.arrow", "meta_judge.json"
 
 
 class Packs(Sequence[np.ndarray]):
-    """The rows of each pack, memory-mapped."""
+    """Row numbers of each pack, memory-mapped."""
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.fingerprint = fingerprint
@@ -47,34 +47,35 @@ class Packs(Sequence[np.ndarray]):
 
 
 def is_packed(source: Any) -> bool:
-    """Whether `source` is such a folder."""
+    """Return whether `source` is a packed folder."""
     return isinstance(source, str | Path) and (Path(source).expanduser() / PACKS).is_file()
 
 
 def load(folder: Path, tokenizer: Any, settings: TokenizationConfig, field: str) -> tuple[list[TokenFile], Packs]:
-    """The examples and packs of a folder; `field` is the argument that names it.
+    """Open the examples and packs of a folder; `field` is the argument that contains its path.
 
     Raises:
-        ConfigError: it was made with another tokenizer or other settings than this run has.
+        ConfigError: the folder is damaged, or was made with another tokenizer or other settings than this run has.
     """
     folder = folder.expanduser()
     try:
         meta = json.loads((folder / META).read_text())
         files = [TokenFile(folder / f"part-{i:03}", path) for i, path in enumerate(meta["paths"])]
         packs = Packs(folder, meta["fingerprint"])
-        theirs = {name: files[0].meta[name] for name in ("tokenizer", "version")} | files[0].meta["settings"]
+        packed = {name: files[0].meta[name] for name in ("tokenizer", "version")} | files[0].meta["settings"]
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise ConfigError(
             f"{field}: {folder} is damaged ({type(error).__name__}: {error}); run nemo llm pack-preferences again"
         ) from None
-    ours: dict[str, Any] = {**asdict(settings), "version": VERSION}
-    ours["tokenizer"] = tokenizer_hash(getattr(tokenizer, "tokenizer", tokenizer))
-    for name, value in ours.items():
-        if theirs[name] != value:
-            what = "another tokenizer or chat template" if name == "tokenizer" else f"{name}={theirs[name]!r}"
-            now = "the model's" if name == "tokenizer" else f"{value!r}"
+    expected: dict[str, Any] = {**asdict(settings), "version": VERSION}
+    expected["tokenizer"] = tokenizer_hash(getattr(tokenizer, "tokenizer", tokenizer))
+    for name, value in expected.items():
+        if packed[name] != value:
+            found = "another tokenizer or chat template" if name == "tokenizer" else f"{name}={packed[name]!r}"
+            wanted = "the model's" if name == "tokenizer" else f"{value!r}"
             raise ConfigError(
-                f"{field}: {folder} was packed with {what}, and this run has {now}; run nemo llm pack-preferences again"
+                f"{field}: {folder} was packed with {found}, and this run has {wanted}; "
+                "run nemo llm pack-preferences again"
             )
     return files, packs
 
@@ -89,11 +90,11 @@ def write_packed_folder(
     algorithm: Algorithm,
     seed: int,
 ) -> tuple[TokenizedDataset, dict[str, Any]]:
-    """Tokenize and pack rows into a new folder; returns the examples, and the metadata of the packs.
+    """Tokenize and pack rows into a new folder; return the examples and the metadata of the packs.
 
     Raises:
         RowError: a row is invalid.
-        ConfigError: files have weights, or an example alone is longer than a pack.
+        ConfigError: files have weights, or one example is longer than a pack.
     """
     parts = sources.resolve_files(source, "train")
     if any(part.weight is not None for part in parts):
@@ -103,30 +104,32 @@ def write_packed_folder(
         )
     with atomic_write(folder) as partial:
         partial.mkdir()
-        made = [
+        files = [
             file
             for i, part in enumerate(parts)
             for file in token_files([part.path], hf, settings, partial / f"made-{i}")
         ]
-        for number, file in enumerate(made):
+        for number, file in enumerate(files):
             file.folder.rename(partial / f"part-{number:03}")
             shutil.rmtree(partial / f"made-{number}")
-        corpus = TokenizedDataset(made, mismatched_within=settings.seq_length if settings.kind == "unpaired" else None)
+        dataset = TokenizedDataset(
+            files, mismatched_within=settings.seq_length if settings.kind == "unpaired" else None
+        )
         capacity = packed_sequence_size or len(settings.responses) * settings.seq_length
-        meta = _write_packs(partial, corpus, capacity, algorithm=algorithm, seed=seed)
+        meta = _write_packs(partial, dataset, capacity, algorithm=algorithm, seed=seed)
         meta["paths"] = [str(part.path) for part in parts]
         (partial / META).write_text(json.dumps(meta, indent=1))
-    return corpus, meta
+    return dataset, meta
 
 
 def _write_packs(
-    folder: Path, corpus: TokenizedDataset, capacity: int, *, algorithm: Algorithm, seed: int
+    folder: Path, dataset: TokenizedDataset, capacity: int, *, algorithm: Algorithm, seed: int
 ) -> dict[str, Any]:
-    """Pack, write the packs, and return what is to be said of them."""
-    lengths = corpus.packed_tokens()[: corpus.num_examples]
+    """Pack the examples, write the packs, and return their metadata."""
+    lengths = dataset.packed_tokens()[: dataset.num_examples]
     if not len(lengths):
-        raise ConfigError(f"train: holds no example that can be used ({corpus.report})")
-    corpus.check_room(capacity, "packed_sequence_size")
+        raise ConfigError(f"train: holds no example that can be used ({dataset.report})")
+    dataset.check_room(capacity, "packed_sequence_size")
     packs = pack(lengths, capacity, algorithm=algorithm, seed=seed)
     rows = pa.array(packs, pa.list_(pa.int64()))
     with pa.ipc.new_stream(str(folder / PACKS), pa.schema([("rows", rows.type)])) as writer:
@@ -137,6 +140,6 @@ def _write_packs(
         "seed": seed,
         "packs": len(packs),
         "efficiency": fill(lengths, packs, capacity),
-        "examples_per_pack": corpus.num_examples / len(packs),
+        "examples_per_pack": dataset.num_examples / len(packs),
         "fingerprint": hashlib.sha256((folder / PACKS).read_bytes()).hexdigest(),
     }

@@ -1,6 +1,6 @@
-"""Files of prompts: JSON lines with `prompt` (a string, or OpenAI-style messages), and perhaps `id` and more.
+"""Prompt files: JSON lines with `prompt` (a string or OpenAI-style messages), an optional `id`, and other keys.
 
-What else a line holds is passed on to verifiers, `answer` for example, and to `spin`, which takes its `response`.
+Verifiers receive the other keys of a line, for example `answer`; `spin` uses its `response`.
 """
 
 from __future__ import annotations
@@ -19,67 +19,67 @@ from aligner.data.rows import TextOrMessages
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A line of a file of prompts."""
+    """One line of a prompt file."""
 
     id: str
-    """Its `id`, or else a hash of the prompt, so that it is the same wherever it stands."""
+    """`id` of the line, or else a hash of the prompt, which does not depend on the line's position."""
     prompt: TextOrMessages
     row: dict[str, Any]
     source: str
 
 
 def read_prompts(source: Any) -> list[Prompt]:
-    """All prompts of a file, a folder or several; one that stands there again is read once, which is said.
+    """Read the prompts of a file, a folder or several; log repeated prompts and return them once.
 
     Raises:
-        RowError: a line is not as it must be, two prompts have one id, or there are none.
+        RowError: a line is invalid, two different prompts have the same id, or there are no prompts.
     """
-    found: dict[str, Prompt] = {}
-    again: list[str] = []
+    by_id: dict[str, Prompt] = {}
+    repeated: list[str] = []
     for prompt in _lines(source):
-        held = found.setdefault(prompt.id, prompt)
-        if held is prompt:
+        first = by_id.setdefault(prompt.id, prompt)
+        if first is prompt:
             continue
-        if held.prompt != prompt.prompt:
-            raise RowError(f"{prompt.source}: has the id {prompt.id!r} of {held.source}; ids must differ")
-        again.append(prompt.source)
-    if again:
-        shown = ", ".join(again[:5]) + (", ..." if len(again) > 5 else "")
-        log_rank0(f"prompts: {len(again)} stand in the file before, and are asked once: {shown}")
-    if not found:
+        if first.prompt != prompt.prompt:
+            raise RowError(f"{prompt.source}: has the id {prompt.id!r} of {first.source}; ids must differ")
+        repeated.append(prompt.source)
+    if repeated:
+        shown = ", ".join(repeated[:5]) + (", ..." if len(repeated) > 5 else "")
+        log_rank0(f"prompts: {len(repeated)} stand in the file before, and are asked once: {shown}")
+    if not by_id:
         raise RowError(f"{source}: holds 0 different prompts, and at least 1 are needed")
-    return list(found.values())
+    return list(by_id.values())
 
 
 class PromptIndex:
-    """Prompts, found by the keys of answers to them."""
+    """Prompts by the keys of their responses."""
 
     def __init__(self, source: Any, answers: str) -> None:
-        """`answers` is the file that holds them, for messages."""
+        """`answers` is the path of the file of responses, for error messages."""
         self.source, self.answers = source, answers
         self._by_id = {prompt.id: prompt for prompt in read_prompts(source)}
 
     def prompt(self, key: str) -> Prompt:
-        """What the answer `id/sample` answers.
+        """Return the prompt of the response with the key `id/sample`.
 
         Raises:
-            RowError: the file of prompts does not hold it.
+            RowError: the prompt file does not contain the prompt.
         """
-        name = parent_key(key)
-        if name not in self._by_id:
+        prompt_id = parent_key(key)
+        if prompt_id not in self._by_id:
             raise RowError(
-                f"{self.answers}: answers a prompt {name!r}, which {self.source} does not hold; was it changed?"
+                f"{self.answers}: answers a prompt {prompt_id!r}, which {self.source} does not hold; was it changed?"
             )
-        return self._by_id[name]
+        return self._by_id[prompt_id]
 
 
 def parent_key(key: str) -> str:
-    """What a key is of: the prompt's id of an answer's (`id/sample`), the answer's of a judgment's."""
+    """Return the prompt's id from a response's key (`id/sample`), or the response's key from a judgment's."""
     return key.rpartition("/")[0]
 
 
 def _lines(source: Any) -> Iterator[Prompt]:
-    # A function makes the file, as for `data.train`.
+    # A callable writes the file, as for `data.train`.
     for part in sources.resolve_files(source() if callable(source) else source, "prompts"):
         for chunk in sources.chunks(part.path):
             for text, where in chunk.texts():
@@ -89,7 +89,7 @@ def _lines(source: Any) -> Iterator[Prompt]:
 def _parse(line: str, source: str) -> Prompt:
     row = rows.loaded(line, source)
     if "prompt" not in row and isinstance(row.get("messages"), list):
-        # A conversation: what is to be answered is its last user message, with all before it.
+        # The prompt of a conversation: its last user message and all messages before it.
         messages = row["messages"]
         last = max((i for i, m in enumerate(messages) if isinstance(m, dict) and m.get("role") == "user"), default=-1)
         row = {**row, "prompt": messages[: last + 1]}

@@ -1,12 +1,12 @@
-"""What a split is made of: files of JSON lines, plain or compressed, and how much each of them counts.
+"""Data files of a split: plain or compressed JSON lines, with optional weights.
 
     "pairs.jsonl"                               one file
-    "data/"                                     every *.jsonl, *.jsonl.gz and *.jsonl.zst in it, by name
+    "data/"                                     every *.jsonl, *.jsonl.gz and *.jsonl.zst in the folder, by name
     ["a.jsonl", "b.jsonl.gz"]                   several files
-    [0.7, "a.jsonl", 0.3, "b/"]                 a blend: shares of an epoch, NeMo's way to write it
+    [0.7, "a.jsonl", 0.3, "b/"]                 a blend: shares of an epoch, in NeMo's notation
 
-Files compressed by gzip or Zstandard are known by their first bytes and read as they are. A byte-order mark and blank
-lines are skipped, lines may end in CR LF.
+gzip and Zstandard compression is detected by the first bytes of a file. A byte-order mark and blank lines are skipped;
+lines may end in CR LF.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from aligner.data.rows import FORMS
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zstd")
 CHUNK = 2 << 20
-"""Bytes of text that are worked on at a time."""
+"""Bytes of text per chunk."""
 LONGEST = 256 << 20
-"""Bytes of a line, above which a file is taken for something else."""
+"""Maximum bytes of a line; a longer line indicates another file format."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,25 @@ class DataFile:
 
     path: Path
     weight: float | None = None
-    """Its share of an epoch, of any sum; None: as many rows as it has."""
+    """Share of an epoch, relative to the sum of weights; None: every row once."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some lines of a file, as they stand there."""
+    """Consecutive undecoded lines of a file."""
 
     path: str
     first: int
-    """Number of the first of them."""
+    """Line number of the first line."""
     lines: list[bytes]
     read: int
-    """Bytes of the file on disk up to here."""
+    """Bytes read from the file on disk, including this chunk."""
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Lines that are not blank, with their `file:line`.
+        """Yield nonblank lines with their `file:line`.
 
         Raises:
-            RowError: one is not UTF-8.
+            RowError: a line is not UTF-8.
         """
         for number, line in enumerate(self.lines, start=self.first):
             source = f"{self.path}:{number}"
@@ -69,57 +69,57 @@ class Chunk:
 
 
 def resolve_files(source: Any, field: str) -> list[DataFile]:
-    """The files that `source` names; `field` is the argument that it was given as.
+    """Return the files of `source`; `field` is the name of its argument.
 
     Raises:
-        RowError: one is missing, or a folder holds none.
-        ConfigError: `source` is none of the forms above.
+        RowError: a file is missing, or a folder contains no data file.
+        ConfigError: `source` has none of the forms above.
     """
     if isinstance(source, str | os.PathLike):
-        return [DataFile(path) for path in _files(Path(source))]
+        return [DataFile(path) for path in _list_files(Path(source))]
     if not isinstance(source, Sequence) or not source:
         raise ConfigError(
             f"{field}: expected a file, a folder, or a list of them with or without weights; got {source!r}"
         )
     if not isinstance(source[0], int | float):
-        found = [part for item in source for part in resolve_files(item, field)]
-        if any(part.weight is not None for part in found):
+        files = [part for item in source for part in resolve_files(item, field)]
+        if any(part.weight is not None for part in files):
             raise ConfigError(f"{field}: either every file has a weight before it or none has; found {list(source)}")
-        return found
+        return files
     weights, names = source[::2], source[1::2]
-    good = len(weights) == len(names) and all(isinstance(name, str | os.PathLike) for name in names)
-    if not good or not all(isinstance(w, int | float) and 0 < w < float("inf") for w in weights):
+    alternating = len(weights) == len(names) and all(isinstance(name, str | os.PathLike) for name in names)
+    if not alternating or not all(isinstance(w, int | float) and 0 < w < float("inf") for w in weights):
         raise ConfigError(
             f"{field}: weights and files must alternate, weights above 0, as [0.7, 'a.jsonl', 0.3, 'b.jsonl']; "
             f"found {list(source)}"
         )
-    return [part for weight, name in zip(weights, names, strict=True) for part in _shared(Path(name), float(weight))]
+    return [part for weight, name in zip(weights, names, strict=True) for part in _weighted(Path(name), float(weight))]
 
 
-def _shared(path: Path, weight: float) -> list[DataFile]:
-    """The files of a folder share its weight by their sizes on disk."""
-    files = _files(path)
-    whole = max(1, sum(file.stat().st_size for file in files))
-    return [DataFile(file, weight * file.stat().st_size / whole) for file in files]
+def _weighted(path: Path, weight: float) -> list[DataFile]:
+    """Divide a folder's weight among its files in proportion to their sizes on disk."""
+    files = _list_files(path)
+    total = max(1, sum(file.stat().st_size for file in files))
+    return [DataFile(file, weight * file.stat().st_size / total) for file in files]
 
 
-def _files(path: Path) -> list[Path]:
+def _list_files(path: Path) -> list[Path]:
     path = path.expanduser()
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and file.is_file())
-        if not found:
+        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and file.is_file())
+        if not files:
             raise RowError(f"{path}: the folder holds no {', '.join(SUFFIXES)}")
-        return found
+        return files
     if not path.is_file():
         raise RowError(f"{path}: no such file; expected JSON lines with {FORMS} (looked in {Path.cwd()})")
     return [path]
 
 
 def chunks(path: Path) -> Iterator[Chunk]:
-    """The lines of a file, some `CHUNK` bytes at a time; the same chunks whoever reads.
+    """Yield the lines of a file in chunks of about `CHUNK` bytes; chunk limits are the same for all readers.
 
     Raises:
-        RowError: it ends in the middle of its compression, or has a line that no row is as long as.
+        RowError: the compressed file is truncated or damaged, or a line has `LONGEST` bytes.
     """
     with path.open("rb") as raw:
         lines: list[bytes] = []
@@ -135,7 +135,7 @@ def chunks(path: Path) -> Iterator[Chunk]:
 
 
 def _lines(path: Path, raw: Any) -> Iterator[bytes]:
-    text, number = _decompressed(raw), 0
+    text, number = _decompress(raw), 0
     while True:
         try:
             # Split at line feeds only: str.splitlines also splits at U+2028, which JSON allows inside a string.
@@ -152,7 +152,7 @@ def _lines(path: Path, raw: Any) -> Iterator[bytes]:
         yield line
 
 
-def _decompressed(raw: Any) -> Any:
+def _decompress(raw: Any) -> Any:
     magic = raw.peek(4)[:4]
     if magic[:2] == b"\x1f\x8b":
         return gzip.GzipFile(fileobj=raw)

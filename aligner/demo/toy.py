@@ -1,7 +1,7 @@
-"""The demo's world: sums, a calculator that is right half of the time, and a preference for being right.
+"""Toy data: sums, with preferences for correct results.
 
-Rows are made, not shipped: "17+5=" with the right sum chosen and a wrong one rejected, and rewards that fall with the
-distance from the right one. No sum of the held-out rows occurs in the training rows.
+Rows are generated, not shipped: "17+5=" with the correct sum chosen and a wrong one rejected, and rewards that decrease
+with the distance from the correct sum. Training and validation rows share no sum.
 """
 
 import json
@@ -15,12 +15,12 @@ TOKENIZER = Path(__file__).parent / "tiny-tokenizer"
 LARGEST = 19
 """Largest summand."""
 NEAREST = 3
-"""How far a wrong answer is off, at least."""
+"""Minimum distance of a wrong answer from the correct sum."""
 Split = Literal["train", "validation", "demonstrations", "careless"]
 
 
 def tokenizer() -> object:
-    """A tokenizer of single characters (digits, letters, a few signs), shipped with the package."""
+    """Load the demo's character tokenizer (digits, letters, some punctuation), which the package includes."""
     from nemo.collections.common.tokenizers import AutoTokenizer
 
     return AutoTokenizer(str(TOKENIZER))
@@ -29,11 +29,11 @@ def tokenizer() -> object:
 def arithmetic(
     dir: str, split: Literal["train", "validation", "demonstrations", "careless"], rows: int, seed: int = 7
 ) -> str:
-    """Write rows about sums and return the file's path.
+    """Write rows of sums and return the file's path.
 
-    "demonstrations" are single answers for a first stage of supervised fine-tuning, right in one case out of two, so
-    that the model learns what answers look like and not which to prefer. "careless" ones forget the carry of the units
-    in three cases out of five: a model that learns from them knows the right answer, and mostly gives the other.
+    "demonstrations" are single responses for supervised fine-tuning, half of them correct: the model learns the format
+    of responses, not the preference. "careless" responses omit the carry of the units in three of five cases that have
+    one: the trained model can produce the correct answer but mostly gives the other.
     """
     pool, draw = _sums(split, seed), random.Random(f"{seed} {split}")
     lines = []
@@ -44,8 +44,8 @@ def arithmetic(
         if split == "demonstrations":
             row |= {"response": str(draw.choice([a + b, wrong]))}
         elif split == "careless":
-            forgotten = a % 10 + b % 10 > 9 and draw.random() < 0.6
-            row |= {"response": str(a + b - 10 * forgotten)}
+            omits_carry = a % 10 + b % 10 > 9 and draw.random() < 0.6
+            row |= {"response": str(a + b - 10 * omits_carry)}
         else:
             row |= {"chosen_response": str(a + b), "rejected_response": str(wrong)}
             row |= {"chosen_reward": 1.0, "rejected_reward": round(1 - abs(wrong - a - b) / 10, 1)}
@@ -57,7 +57,7 @@ def arithmetic(
 
 
 def prompts(dir: str, split: Literal["train", "validation"], seed: int = 7) -> str:
-    """Write every sum of a split once, with its `answer`, and return the file's path."""
+    """Write each sum of a split once, with its `answer`, and return the file's path."""
     pool, path = _sums(split, seed), Path(dir).expanduser() / f"sums-{split}-{seed}.jsonl"
     with atomic_write(path) as partial:
         partial.write_text("".join(json.dumps({"prompt": f"{a}+{b}=", "answer": a + b}) + "\n" for a, b in pool))
@@ -65,8 +65,8 @@ def prompts(dir: str, split: Literal["train", "validation"], seed: int = 7) -> s
 
 
 def _sums(split: str, seed: int) -> list[tuple[int, int]]:
-    """The sums of a split; one in five is held out for validation."""
+    """Return the sums of a split; one in five belongs to validation."""
     sums = [(a, b) for a in range(LARGEST + 1) for b in range(LARGEST + 1)]
     random.Random(seed).shuffle(sums)
-    held_out = len(sums) // 5
-    return sums[:held_out] if split == "validation" else sums[held_out:]
+    num_validation = len(sums) // 5
+    return sums[:num_validation] if split == "validation" else sums[num_validation:]

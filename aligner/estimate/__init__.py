@@ -1,5 +1,5 @@
-"""Memory, FLOPs and time of a recipe by arithmetic; nothing is run.
+"""Memory, FLOPs and time of a recipe by arithmetic, without running it.
 
-Read `parameters` first: the size of a model. `memory` and `step_time` hold the formulas, `recipe_plan` reads a recipe,
-`report_text` formats the estimate.
+Read `parameters` first: the size of a model. `memory` and `step_time` contain the formulas, `recipe_plan` reads a
+recipe, `report_text` formats the estimate.
 """

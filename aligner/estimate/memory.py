@@ -1,12 +1,11 @@
-"""Memory and time of a run by arithmetic, before a job is queued.
+"""Memory estimate by arithmetic, before a job is queued.
 
-Memory is that of the fullest GPU, part by part; time follows from the FLOPs of a token and the share of the peak that
-a GPU is taken to reach. Everything is a formula that a docstring names with its source; docs/performance.md compares
-them with published figures and with what was measured.
+The estimate is the memory of the fullest GPU, by part. Each formula is in a docstring with its source;
+docs/performance.md compares the estimates with published and measured figures.
 
 Sources: Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054) for weights, gradients and optimizer; Korthikanti et al. 2022
-(arXiv 2205.05198) for activations, section 4, with grouped queries, gated MLPs and attention that stores no scores;
-Narayanan et al. 2021 (arXiv 2104.04473) for FLOPs and the pipeline's bubble.
+(arXiv 2205.05198), section 4, for activations, with grouped-query attention, gated MLPs and attention that stores no
+scores.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from aligner.model.head import CHUNK_SIZE
 
 @dataclasses.dataclass(frozen=True)
 class GPU:
-    """A card: memory in bytes, peak in dense bfloat16 FLOP/s as its data sheet has it."""
+    """GPU model: memory in bytes, and peak FLOP/s in dense bfloat16 from its data sheet."""
 
     name: str
     memory: float
@@ -41,7 +40,7 @@ GPUS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What of a run its size depends on."""
+    """Properties of a run that determine its memory and time."""
 
     ranks: int
     gpus_per_node: int
@@ -53,23 +52,23 @@ class Plan:
     expert_tensor: int = 1
     sequence_parallel: bool = False
     mixed_precision: bool = True
-    """bfloat16 with float32 master weights and gradients; else float32 alone, unfused, as on a CPU."""
+    """bfloat16 with float32 master weights and gradients; False: float32 only, without fused kernels, as on a CPU."""
     distributed_optimizer: bool = True
     recompute_all: bool = False
-    """Whether the backward pass makes each layer's activations again."""
+    """Whether the backward pass recomputes the activations of each layer."""
     adapter_rank: int | None = None
-    """Of LoRA or DoRA; None trains all weights."""
+    """Rank of LoRA or DoRA; None: all weights are trained."""
     reference: str = "cached"
-    """cached, frozen, moving, base_model or none."""
+    """cached, frozen, synced, base_model or none."""
     micro_tokens: int = 4096
     """Positions of a micro-batch."""
     longest: int = 4096
     """Tokens of the longest sequence."""
     sequences: int = 512
-    """Responses of an optimizer step: two a pair."""
+    """Responses per optimizer step: two per pair."""
     sequences_per_micro: float = 2
     kv_sequences: int = 0
-    """Answers that a rank writes at the same time, in runs that answer."""
+    """Responses that a rank generates concurrently, in recipes with generation."""
     kv_tensor: int = 1
 
     @property
@@ -79,29 +78,29 @@ class Plan:
 
     @property
     def micro_batches(self) -> int:
-        """Of a step on a rank."""
+        """Micro-batches per rank and step."""
         return max(1, math.ceil(self.sequences / self.data / self.sequences_per_micro))
 
     def __str__(self) -> str:
-        named = {
+        sizes = {
             "tensor": self.tensor, "pipeline": self.pipeline, "virtual": self.virtual, "context": self.context,
             "expert": self.expert, "data": self.data,
         }  # fmt: skip
         nodes = -(-self.ranks // self.gpus_per_node)
-        at = f"{nodes} node{'s' * (nodes > 1)} of {min(self.ranks, self.gpus_per_node)}"
-        parts = [f"{name} {size}" for name, size in named.items() if size > 1 or name == "data"]
-        return f"{at}: {', '.join(parts)}{', recomputed activations' * self.recompute_all}"
+        nodes_text = f"{nodes} node{'s' * (nodes > 1)} of {min(self.ranks, self.gpus_per_node)}"
+        parts = [f"{name} {size}" for name, size in sizes.items() if size > 1 or name == "data"]
+        return f"{nodes_text}: {', '.join(parts)}{', recomputed activations' * self.recompute_all}"
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------
 
 
 def stage_memory(model: ModelShape, plan: Plan) -> dict[str, float]:
-    """Bytes by part on the fullest GPU, which is one of the first pipeline stage or of the last."""
-    ends = [_stage(model, plan, first=True, last=plan.pipeline == 1)]
+    """Return bytes by part on the fullest GPU, which is in the first or the last pipeline stage."""
+    stages = [_stage(model, plan, first=True, last=plan.pipeline == 1)]
     if plan.pipeline > 1:
-        ends.append(_stage(model, plan, first=False, last=True))
-    return max(ends, key=lambda parts: sum(parts.values()))
+        stages.append(_stage(model, plan, first=False, last=True))
+    return max(stages, key=lambda parts: sum(parts.values()))
 
 
 def _stage(model: ModelShape, plan: Plan, *, first: bool, last: bool) -> dict[str, float]:
@@ -112,24 +111,24 @@ def _stage(model: ModelShape, plan: Plan, *, first: bool, last: bool) -> dict[st
     if plan.adapter_rank is None:
         learned, learned_routed = num_dense_params, routed
     else:
-        learned, learned_routed = layers * _adapter(model, plan.adapter_rank) / plan.tensor, 0.0
+        learned, learned_routed = layers * _adapter_parameters(model, plan.adapter_rank) / plan.tensor, 0.0
     per_weight = 2 if plan.mixed_precision else 4
-    copied = {"frozen": per_weight, "synced": 4}.get(plan.reference, 0)
+    copy_bytes = {"frozen": per_weight, "synced": 4}.get(plan.reference, 0)
     parts = {
         "weights": per_weight * (num_dense_params + routed) + (4 * learned if plan.adapter_rank is not None else 0),
         "gradients": 4 * (learned + learned_routed),
-        "optimizer": _optimizer(plan, learned, learned_routed),
-        "activations": _activations(model, plan, layers, first=first),
-        "logits": _logits(model, plan) if last else 0.0,
-        "reference": copied * (learned + learned_routed),
+        "optimizer": _optimizer_memory(plan, learned, learned_routed),
+        "activations": _stage_activations(model, plan, layers, first=first),
+        "logits": _logits_memory(model, plan) if last else 0.0,
+        "reference": copy_bytes * (learned + learned_routed),
     }
     return _with_overhead(plan, parts)
 
 
 def generation_memory(model: ModelShape, plan: Plan) -> dict[str, float]:
-    """Bytes by part while the policy answers: its weights, and keys and values of all answers that are being written.
+    """Return bytes by part during generation: weights, and the KV cache of all concurrent responses.
 
-    The cache takes 2 · layers · width of the keys for each token.
+    The cache takes 2 · layers · key width elements per token.
     """
     per_weight = 2 if plan.mixed_precision else 4
     cache = plan.kv_sequences * plan.longest * 2 * model.layers * model.keys * per_weight
@@ -139,105 +138,109 @@ def generation_memory(model: ModelShape, plan: Plan) -> dict[str, float]:
 
 def _with_overhead(plan: Plan, parts: dict[str, float]) -> dict[str, float]:
     if plan.mixed_precision:
-        # CUDA's context, NCCL's buffers and workspaces, and what allocation leaves unused: a guess.
+        # A guess for the CUDA context, NCCL buffers, workspaces and allocator fragmentation.
         parts["CUDA, NCCL, gaps"] = 2.5e9 + 0.05 * sum(parts.values())
     return parts
 
 
-def _adapter(model: ModelShape, rank: int) -> float:
-    """Parameters of adapters on the linear layers of a layer; those of experts have none."""
+def _adapter_parameters(model: ModelShape, rank: int) -> float:
+    """Return adapter parameters of a layer's linear layers; experts have no adapters."""
     inner = model.ffn * (2 if model.gated else 1)
     mlp = 0 if model.experts else (model.hidden + inner) + (model.ffn + model.hidden)
     return rank * ((2 * model.hidden + 2 * model.queries + 2 * model.keys) + mlp)
 
 
-def _optimizer(plan: Plan, learned: float, routed: float) -> float:
-    """Adam: two moments and, in half precision, master weights, 4 bytes each; divided over data-parallel ranks."""
-    each = 12 if plan.mixed_precision else 8
+def _optimizer_memory(plan: Plan, learned: float, routed: float) -> float:
+    """Return bytes of Adam, sharded over data ranks: two moments and (mixed precision) master weights, 4 bytes each."""
+    per_weight = 12 if plan.mixed_precision else 8
     if not plan.distributed_optimizer:
-        return each * (learned + routed)
-    of_experts = max(1, plan.ranks // (plan.expert * plan.expert_tensor * plan.pipeline))
-    return each * (learned / (plan.data * plan.context) + routed / of_experts)
+        return per_weight * (learned + routed)
+    expert_data = max(1, plan.ranks // (plan.expert * plan.expert_tensor * plan.pipeline))
+    return per_weight * (learned / (plan.data * plan.context) + routed / expert_data)
 
 
 def layer_activations(model: ModelShape, plan: Plan) -> float:
-    """Bytes that a layer keeps for its backward pass.
+    """Return the bytes that a layer stores for its backward pass.
 
-    Of each position: inputs of both norms and of what follows them (4 h, divided by sequence parallelism alone), and,
-    divided by tensor parallelism, queries, keys, values, the attention's output and what is between the two matrices of
-    the MLP (3 f if it is gated, else 2 f). Of a plain transformer that is the 34 s b h of Korthikanti et al. without
-    masks of dropout, which none of our recipes has. Unfused, as on a CPU, norms keep 2 h and activations 2 f more.
+    Elements per position: 4 h for the inputs of both norms and of the layers after them, divided by sequence
+    parallelism only. Divided by tensor parallelism: queries, keys, values, attention output, and the tensors between
+    the two matrices of the MLP (3 f if gated, else 2 f). For a plain transformer, this is the 34 s b h of Korthikanti
+    et al. without dropout masks; no recipe here uses dropout. Without fused kernels, as on a CPU, norms store 2 h and
+    activation functions 2 f more.
     """
     positions = plan.micro_tokens / plan.context
     bytes_each = 2 if plan.mixed_precision else 4
     unfused = 0 if plan.mixed_precision else 2
-    whole, divided = (4 + unfused) * model.hidden, 2 * model.queries + 2 * model.keys
+    undivided, divided = (4 + unfused) * model.hidden, 2 * model.queries + 2 * model.keys
     inside = (3 if model.gated else 2) + unfused
     if model.experts:
-        # A token is copied to each expert that it visits, and what they say is kept to be weighed.
+        # Each of a token's experts gets a copy of the token; its output is stored for the weighted sum.
         visited = model.topk * (2 * model.hidden + inside * model.ffn)
         divided += inside * model.shared_ffn
         experts = visited / plan.tensor
     else:
         divided, experts = divided + inside * model.ffn, 0.0
-    spread = plan.tensor if plan.sequence_parallel else 1
-    return bytes_each * positions * (whole / spread + divided / plan.tensor + experts)
+    sequence_shards = plan.tensor if plan.sequence_parallel else 1
+    return bytes_each * positions * (undivided / sequence_shards + divided / plan.tensor + experts)
 
 
-def _activations(model: ModelShape, plan: Plan, layers: int, *, first: bool) -> float:
-    """The first stage keeps those of as many micro-batches as there are stages; interleaved ones some more."""
-    each = layer_activations(model, plan)
-    held = min(plan.pipeline, plan.micro_batches) if first else 1
+def _stage_activations(model: ModelShape, plan: Plan, layers: int, *, first: bool) -> float:
+    """Return bytes of a stage: the first stores one micro-batch per pipeline stage, more if interleaved; others one."""
+    per_layer = layer_activations(model, plan)
+    in_flight = min(plan.pipeline, plan.micro_batches) if first else 1
     if plan.virtual > 1 and plan.pipeline > 1:
-        held *= 1 + (plan.pipeline - 1) / (plan.pipeline * plan.virtual)
+        in_flight *= 1 + (plan.pipeline - 1) / (plan.pipeline * plan.virtual)
     if not plan.recompute_all:
-        return each * layers * held
-    spread = plan.tensor if plan.sequence_parallel else 1
-    inputs = (2 if plan.mixed_precision else 4) * plan.micro_tokens / plan.context * model.hidden / spread
-    return inputs * layers * held + each
+        return per_layer * layers * in_flight
+    sequence_shards = plan.tensor if plan.sequence_parallel else 1
+    inputs = (2 if plan.mixed_precision else 4) * plan.micro_tokens / plan.context * model.hidden / sequence_shards
+    return inputs * layers * in_flight + per_layer
 
 
-def _logits(model: ModelShape, plan: Plan) -> float:
-    """Pieces of `aligner.model.head`: in float32 and in the weights' precision; of the layer's gradient a sum and a part."""
+def _logits_memory(model: ModelShape, plan: Plan) -> float:
+    """Return bytes of `aligner.model.head`'s chunks: logits, and the output layer's gradient (its sum and one chunk's).
+
+    Both are in float32 and in the precision of the weights.
+    """
     rows = min(CHUNK_SIZE, plan.micro_tokens / plan.context)
-    each = 4 + (2 if plan.mixed_precision else 4)
-    learned = each * model.embedding / plan.tensor if plan.adapter_rank is None else 0.0
-    return rows * each * model.vocabulary / plan.tensor + learned
+    per_element = 4 + (2 if plan.mixed_precision else 4)
+    learned = per_element * model.embedding / plan.tensor if plan.adapter_rank is None else 0.0
+    return rows * per_element * model.vocabulary / plan.tensor + learned
 
 
-# ---- what would fit -----------------------------------------------------------------------------------------------
+# ---- parallel sizes that fit --------------------------------------------------------------------------------------
 
 
 def proposal(model: ModelShape, plan: Plan, gpu: GPU) -> Plan | None:
-    """The layout with the least model parallelism that fits `gpu`; on the ranks there are if one does, else on more."""
+    """Return the plan of least model parallelism that fits `gpu`, on the plan's ranks if possible, else on more."""
     for ranks in (plan.ranks * 2**n for n in range(8)):
-        fitting = [other for other in _layouts(model, plan, ranks) if total(model, other) <= gpu.memory]
+        fitting = [other for other in _candidates(model, plan, ranks) if total(model, other) <= gpu.memory]
         if fitting:
             return min(fitting, key=lambda p: (p.recompute_all, p.pipeline, p.tensor, p.expert))
     return None
 
 
 def total(model: ModelShape, plan: Plan) -> float:
-    """Bytes on the fullest GPU."""
+    """Return bytes on the fullest GPU."""
     return sum(stage_memory(model, plan).values())
 
 
-def _layouts(model: ModelShape, plan: Plan, ranks: int) -> list[Plan]:
-    found = []
+def _candidates(model: ModelShape, plan: Plan, ranks: int) -> list[Plan]:
+    plans = []
     for tensor in (1, 2, 4, 8):
         for pipeline in (n for n in range(1, model.layers + 1) if model.layers % n == 0):
             for expert in (n for n in (1, 2, 4, 8, 16, 32, 64) if n == 1 or (model.experts and model.experts % n == 0)):
-                within = tensor * pipeline * plan.context
+                model_parallel = tensor * pipeline * plan.context
                 divides = not (model.heads % tensor or model.groups % tensor or model.ffn % tensor)
-                if not divides or tensor > plan.gpus_per_node or ranks % within or ranks % (expert * pipeline):
+                if not divides or tensor > plan.gpus_per_node or ranks % model_parallel or ranks % (expert * pipeline):
                     continue
-                if plan.sequences % (ranks // within * plan.sequences_per_micro):
+                if plan.sequences % (ranks // model_parallel * plan.sequences_per_micro):
                     continue
                 for recompute in (False, True):
-                    found.append(
+                    plans.append(
                         dataclasses.replace(
                             plan, ranks=ranks, tensor=tensor, pipeline=pipeline, virtual=1, expert=expert,
                             expert_tensor=1, sequence_parallel=tensor > 1, recompute_all=recompute,
                         )
                     )  # fmt: skip
-    return found
+    return plans

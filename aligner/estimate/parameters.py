@@ -1,6 +1,6 @@
-"""What a GPT config weighs and costs: parameters by part, FLOPs of a token.
+"""Model size from a GPT config: parameters by part, FLOPs per token.
 
-Read from the config as a recipe describes it, without building it, so that it is the same on every machine.
+The config is read as the recipe describes it and never built, so the result is the same on every machine.
 """
 
 from __future__ import annotations
@@ -13,44 +13,44 @@ import nemo_run as run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """A GPT model in numbers; those of a layer are of one layer."""
+    """Dimensions of a GPT model; parameter counts of parts are per layer."""
 
     layers: int
     hidden: int
     heads: int
     groups: int
-    """Heads of keys, and of values."""
+    """Number of key heads, equal to the number of value heads."""
     channels: int
-    """Width of a head."""
+    """Width of one head."""
     ffn: int
-    """Width inside the MLP, or inside one expert."""
+    """Hidden width of the MLP, or of one expert."""
     gated: bool
     vocabulary: int
     tied: bool
     experts: int
     """0: a dense model."""
     topk: int
-    """Experts that a token visits; 1 of a dense model."""
+    """Experts per token; 1 for a dense model."""
     shared_ffn: int
-    """Width of the expert that every token visits; 0: there is none."""
+    """Hidden width of the shared expert; 0: none."""
     num_norm_bias_params: int
-    """Elements of biases and norms of a layer."""
+    """Bias and norm parameters of a layer."""
     last_norm: int
-    """Elements of the norm behind the last layer."""
+    """Parameters of the final norm."""
 
     @property
     def queries(self) -> int:
-        """Width of all query heads together."""
+        """Total width of the query heads."""
         return self.heads * self.channels
 
     @property
     def keys(self) -> int:
-        """Width of all key heads together; values have as much."""
+        """Total width of the key heads; the value heads have the same width."""
         return self.groups * self.channels
 
     @property
     def attention(self) -> int:
-        """Parameters of a layer's attention: queries, keys, values, projection."""
+        """Parameters of a layer's attention: query, key, value and output projections."""
         return self.hidden * (2 * self.queries + 2 * self.keys)
 
     @property
@@ -60,88 +60,88 @@ class ModelShape:
 
     @property
     def routed(self) -> int:
-        """Parameters of a layer's experts, which expert parallelism divides; 0 of a dense model."""
+        """Parameters of a layer's routed experts, divided by expert parallelism; 0 for a dense model."""
         return self.experts * self.mlp
 
     @property
     def num_dense_params(self) -> int:
-        """All other parameters of a layer."""
+        """Parameters of a layer without its routed experts."""
         shared = self.hidden * self.shared_ffn * (3 if self.gated else 2)
         router = self.hidden * self.experts
         return self.attention + (0 if self.experts else self.mlp) + shared + router + self.num_norm_bias_params
 
     @property
     def embedding(self) -> int:
-        """Parameters of the embedding, and as many of an output layer of its own."""
+        """Parameters of the embedding; an untied output layer has the same number."""
         return self.vocabulary * self.hidden
 
     @property
     def parameters(self) -> int:
-        """All of them."""
+        """Total parameters."""
         tables = self.embedding * (1 if self.tied else 2)
         return self.layers * (self.num_dense_params + self.routed) + tables + self.last_norm
 
     @property
     def num_active_params(self) -> int:
-        """Parameters that multiply a token: all but the input embedding, and of experts those that it visits."""
+        """Active parameters per token: all except the input embedding and the experts that the token does not visit."""
         visited = self.topk * self.mlp if self.experts else 0
         return self.layers * (self.num_dense_params + visited) + self.embedding
 
     def forward_flops(self, length: float) -> float:
-        """FLOPs of a token in the forward pass.
+        """Return the FLOPs per token of the forward pass; the backward pass costs twice as much.
 
-        2 N + 2 s d L: each active parameter multiplies and adds once; causal attention looks at s/2 tokens on
-        average, twice (scores, values), with d = width of the query heads. The backward pass costs twice as much.
-        Narayanan et al. 2021 (arXiv 2104.04473), appendix, with the causal half left out and N counted.
+        2 N + 2 s d L: each of the N active parameters multiplies and adds once. Causal attention reads s/2 tokens on
+        average, twice (scores, values); d is the width of the query heads.
+        Narayanan et al. 2021 (arXiv 2104.04473), appendix, without the non-causal half and with N counted.
 
         Args:
-            length: tokens of a sequence.
+            length: tokens per sequence.
         """
         return 2 * self.num_active_params + 2 * length * self.queries * self.layers
 
 
 def model_shape(config: run.Config) -> ModelShape:
-    """The anatomy of NeMo's GPT config.
+    """Return the dimensions of the model that NeMo's GPT config describes.
 
     Raises:
-        KeyError: it is no GPT config.
+        KeyError: the config is not a GPT config.
     """
-    given = _values(config)
-    hidden, heads = given["hidden_size"], given["num_attention_heads"]
-    channels = given.get("kv_channels") or hidden // heads
-    groups = given.get("num_query_groups") or heads
-    ffn = given.get("ffn_hidden_size") or 4 * hidden
-    experts = given.get("num_moe_experts") or 0
-    gated = bool(given.get("gated_linear_unit"))
-    inside = (given.get("moe_ffn_hidden_size") or ffn) if experts else ffn
-    per_norm = 2 if given.get("normalization", "LayerNorm") == "LayerNorm" else 1
-    small = 2 * per_norm * hidden
-    if given.get("qk_layernorm"):
-        small += 2 * channels
-    if given.get("add_qkv_bias") or given.get("add_bias_linear"):
-        small += channels * (heads + 2 * groups)
-    if given.get("add_bias_linear"):
-        small += 2 * hidden + inside * (2 if gated else 1)
+    values = _config_fields(config)
+    hidden, heads = values["hidden_size"], values["num_attention_heads"]
+    channels = values.get("kv_channels") or hidden // heads
+    groups = values.get("num_query_groups") or heads
+    ffn = values.get("ffn_hidden_size") or 4 * hidden
+    experts = values.get("num_moe_experts") or 0
+    gated = bool(values.get("gated_linear_unit"))
+    mlp_width = (values.get("moe_ffn_hidden_size") or ffn) if experts else ffn
+    per_norm = 2 if values.get("normalization", "LayerNorm") == "LayerNorm" else 1
+    norm_bias = 2 * per_norm * hidden
+    if values.get("qk_layernorm"):
+        norm_bias += 2 * channels
+    if values.get("add_qkv_bias") or values.get("add_bias_linear"):
+        norm_bias += channels * (heads + 2 * groups)
+    if values.get("add_bias_linear"):
+        norm_bias += 2 * hidden + mlp_width * (2 if gated else 1)
     return ModelShape(
-        layers=given["num_layers"],
+        layers=values["num_layers"],
         hidden=hidden,
         heads=heads,
         groups=groups,
         channels=channels,
-        ffn=inside,
+        ffn=mlp_width,
         gated=gated,
-        vocabulary=given.get("vocab_size") or 0,
-        tied=bool(given.get("share_embeddings_and_output_weights", True)),
+        vocabulary=values.get("vocab_size") or 0,
+        tied=bool(values.get("share_embeddings_and_output_weights", True)),
         experts=experts,
-        topk=given.get("moe_router_topk", 1) if experts else 1,
-        shared_ffn=given.get("moe_shared_expert_intermediate_size") or 0,
-        num_norm_bias_params=small,
+        topk=values.get("moe_router_topk", 1) if experts else 1,
+        shared_ffn=values.get("moe_shared_expert_intermediate_size") or 0,
+        num_norm_bias_params=norm_bias,
         last_norm=per_norm * hidden,
     )
 
 
-def _values(config: run.Config) -> dict[str, Any]:
-    """Fields of a config: defaults of its class, and what the recipe sets."""
+def _config_fields(config: run.Config) -> dict[str, Any]:
+    """Return the fields of a config: the defaults of its class, overridden by the recipe's values."""
     kind: Any = config.__fn_or_cls__
     fields = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
     return fields | {str(name): value for name, value in config.__arguments__.items()}

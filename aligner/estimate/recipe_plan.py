@@ -1,4 +1,4 @@
-"""What of a recipe its size depends on: parallel sizes, batches, precision, lengths of its rows."""
+"""Plan of a recipe: parallel sizes, batch sizes, precision and sequence lengths."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ REFERENCES = {
 }
 """Class -> `Plan.reference`; others are taken to keep no copy of the weights, and to score each step."""
 CHARACTERS = 4
-"""Of a token, when no tokenizer is asked."""
+"""Assumed characters per token, because no tokenizer is loaded."""
 
 
 def this_machine(ranks: int) -> GPU:
-    """Its GPU, or its memory where there is none, divided over the ranks of a run."""
+    """Return this machine's GPU; without a GPU, the machine's memory divided by the ranks of a run."""
     import psutil
     import torch
 
     if not torch.cuda.is_available():
         return GPU("memory of this machine a rank", psutil.virtual_memory().total / ranks, 0.0)
-    found = torch.cuda.get_device_properties(0)
-    known = (gpu for gpu in GPUS.values() if gpu.name.upper() in found.name.upper())
-    return GPU(found.name, found.total_memory, next(known, GPUS["h100"]).peak)
+    properties = torch.cuda.get_device_properties(0)
+    matches = (gpu for gpu in GPUS.values() if gpu.name.upper() in properties.name.upper())
+    return GPU(properties.name, properties.total_memory, next(matches, GPUS["h100"]).peak)
 
 
 def training_recipe(recipe: Any) -> Any:
-    """A recipe of `align`: this one, or that of the first round."""
+    """Return the recipe of `align`: the argument itself, or that of the first iteration."""
     return recipe.iterations[0].align if hasattr(recipe, "iterations") else recipe
 
 
 def num_ranks(recipe: Any) -> int:
-    """How many ranks a recipe asks for."""
+    """Return the number of ranks of a recipe."""
     trainer = training_recipe(recipe).trainer
     return int(trainer.num_nodes or 1) * int(trainer.devices)
 
 
 def plan_of(recipe: Any, *, mixed_precision: bool) -> Plan:
-    """What of a recipe of `align` its size depends on."""
+    """Return the plan of a recipe of `align`."""
     strategy, data, config = recipe.trainer.strategy, recipe.data, recipe.model.config
     tensor, pipeline = strategy.tensor_model_parallel_size, strategy.pipeline_model_parallel_size
     loss = getattr(recipe, "loss", None)
@@ -59,16 +59,19 @@ def plan_of(recipe: Any, *, mixed_precision: bool) -> Plan:
         or getattr(loss, "__fn_or_cls__", loss).__module__ == "aligner.losses.unpaired"
     )
     responses = 1 if single else 2
-    count, within = num_ranks(recipe), tensor * pipeline * strategy.context_parallel_size
-    if count % within:
+    count, model_parallel = num_ranks(recipe), tensor * pipeline * strategy.context_parallel_size
+    if count % model_parallel:
         raise ConfigError(
-            f"trainer.num_nodes, trainer.devices: {count} ranks cannot be divided into groups of {within} (tensor x "
-            "pipeline x context parallelism of trainer.strategy); give a multiple of it, or divide the model less"
+            f"trainer.num_nodes, trainer.devices: {count} ranks cannot be divided into groups of {model_parallel} "
+            "(tensor x pipeline x context parallelism of trainer.strategy); give a multiple of it, or "
+            "divide the model less"
         )
-    per_micro, longest = data.micro_batch_size, data.seq_length
+    micro_batch_size, longest = data.micro_batch_size, data.seq_length
     packed = data.batching == "packed"
-    micro = (
-        per_micro * (data.packed_sequence_size or responses * longest) if packed else per_micro * responses * longest
+    micro_tokens = (
+        micro_batch_size * (data.packed_sequence_size or responses * longest)
+        if packed
+        else micro_batch_size * responses * longest
     )
     reference = getattr(recipe, "reference", None)
     kind = "none"
@@ -93,10 +96,10 @@ def plan_of(recipe: Any, *, mixed_precision: bool) -> Plan:
         recompute_all=getattr(config, "recompute_granularity", None) == "full",
         adapter_rank=recipe.peft.dim if recipe.peft else None,
         reference=kind,
-        micro_tokens=micro,
+        micro_tokens=micro_tokens,
         longest=longest,
         sequences=data.global_batch_size * responses,
-        sequences_per_micro=per_micro * responses,
+        sequences_per_micro=micro_batch_size * responses,
     )
 
 
@@ -110,7 +113,7 @@ def engine_sizes(generate: Any) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Of the sequences of a file, in tokens at four characters each."""
+    """Sequence lengths of data files in tokens, at four characters each; `rows` counts all rows."""
 
     rows: int
     mean: float
@@ -118,10 +121,10 @@ class Lengths:
 
 
 def lengths(recipe: Any) -> Lengths | None:
-    """Of the rows that a recipe trains on; None if they are not there yet.
+    """Return the sequence lengths of a recipe's training rows; None if the rows do not exist yet.
 
     Raises:
-        RowError: a row cannot be read.
+        RowError: a row is invalid.
     """
     train = recipe.data.train
     if not train or isinstance(train, run.Partial):
@@ -130,18 +133,18 @@ def lengths(recipe: Any) -> Lengths | None:
         files = [part.path for part in sources.resolve_files(train, "data.train")]
     except RowError:
         return None
-    rows, found = 0, []
+    rows, token_counts = 0, []
     lines = itertools.chain.from_iterable(chunk.texts() for file in files for chunk in sources.chunks(file))
     for rows, (line, source) in enumerate(lines, start=1):
         if rows <= SAMPLE:
-            found += [size for row in parse_line(line, source) for size in _sizes(row)]
-    return Lengths(rows, sum(found) / len(found), max(found)) if found else None
+            token_counts += [size for row in parse_line(line, source) for size in _sequence_lengths(row)]
+    return Lengths(rows, sum(token_counts) / len(token_counts), max(token_counts)) if token_counts else None
 
 
-def _sizes(row: Any) -> list[float]:
+def _sequence_lengths(row: Any) -> list[float]:
     responses = (row.chosen_response, row.rejected_response) if isinstance(row, PreferenceRow) else (row.response,)
-    return [(_characters(row.prompt) + _characters(response)) / CHARACTERS for response in responses]
+    return [(_count_characters(row.prompt) + _count_characters(response)) / CHARACTERS for response in responses]
 
 
-def _characters(text: TextOrMessages) -> int:
+def _count_characters(text: TextOrMessages) -> int:
     return len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text)

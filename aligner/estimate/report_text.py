@@ -1,4 +1,4 @@
-"""The estimate of a recipe as text: memory by part, time, what would fit."""
+"""Text of a recipe's estimate: memory by part, time, parallel sizes that fit."""
 
 from __future__ import annotations
 
@@ -16,43 +16,41 @@ from aligner.estimate.recipe_plan import Lengths
 def format_estimate(
     recipe: run.Partial, gpu: str | GPU = "h100", mfu: str | float = 0.4, tokens: str | float | None = None
 ) -> str:
-    """The size of a recipe as text.
+    """Format the estimate of a recipe.
 
     Args:
-        recipe: of `align` or `self_reward`.
-        gpu: one of `memory.GPUS`.
-        mfu: share of the peak.
-        tokens: of a sequence on average; None: of the data.
+        recipe: a recipe of `align` or `self_reward`.
+        gpu: a key of `memory.GPUS`, or a GPU.
+        mfu: fraction of the GPU's peak.
+        tokens: mean tokens per sequence; None: from the data.
 
     Raises:
-        ConfigError: an argument is not one, or the recipe describes no GPT model.
+        ConfigError: an argument is invalid, or the recipe's model is not a GPT model.
     """
-    card = _card(gpu)
-    share = _number("mfu", mfu, 0, 1)
+    card = _resolve_gpu(gpu)
+    peak_fraction = _parse_number("mfu", mfu, 0, 1)
     iterations = getattr(recipe, "iterations", None)
-    one = recipe_plan.training_recipe(recipe)
+    training = recipe_plan.training_recipe(recipe)
     try:
-        model = parameters.model_shape(one.model.config)
+        model = parameters.model_shape(training.model.config)
     except (KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"model.config: is no GPT config of NeMo's, whose sizes could be read ({error})") from None
-    plan = recipe_plan.plan_of(one, mixed_precision=card.peak > 0)
-    parts = [_head(recipe, model, plan, card)]
+    plan = recipe_plan.plan_of(training, mixed_precision=card.peak > 0)
+    parts = [_header(recipe, model, plan, card)]
     if not model.vocabulary:
         parts.append("The vocabulary is the tokenizer's and not counted; set model.config.vocab_size.")
-    parts.append(_memory(model, plan, card))
+    parts.append(_memory_text(model, plan, card))
     if iterations:
-        parts.append(
-            _answering(model, dataclasses.replace(plan, **recipe_plan.engine_sizes(iterations[0].generate)), card)
-        )
+        generation = dataclasses.replace(plan, **recipe_plan.engine_sizes(iterations[0].generate))
+        parts.append(_generation_text(model, generation, card))
     if card.peak:
-        data = None if iterations else recipe_plan.lengths(one)
-        parts.append(
-            _time(one, model, plan, card, share, None if tokens is None else _number("tokens", tokens, 1), data)
-        )
+        data = None if iterations else recipe_plan.lengths(training)
+        mean = None if tokens is None else _parse_number("tokens", tokens, 1)
+        parts.append(_time_text(training, model, plan, card, peak_fraction, mean, data))
     return "\n\n".join(parts)
 
 
-def _card(gpu: str | GPU) -> GPU:
+def _resolve_gpu(gpu: str | GPU) -> GPU:
     if isinstance(gpu, GPU):
         return gpu
     if gpu not in GPUS:
@@ -60,36 +58,36 @@ def _card(gpu: str | GPU) -> GPU:
     return GPUS[gpu]
 
 
-def _number(name: str, value: str | float, parent_key: float, most: float = float("inf")) -> float:
+def _parse_number(name: str, value: str | float, low: float, high: float = float("inf")) -> float:
     try:
-        found = float(value)
+        number = float(value)
     except ValueError:
-        found = float("nan")
-    if not parent_key < found <= most:
+        number = float("nan")
+    if not low < number <= high:
         raise ConfigError(
-            f"{name}: is {value!r}; expected a number above {parent_key:g}" + f", at most {most:g}" * (most < 1e9)
+            f"{name}: is {value!r}; expected a number above {low:g}" + f", at most {high:g}" * (high < 1e9)
         )
-    return found
+    return number
 
 
 # ---- as text ------------------------------------------------------------------------------------------------------
 
 
-def _head(recipe: Any, model: parameters.ModelShape, plan: Plan, card: GPU) -> str:
+def _header(recipe: Any, model: parameters.ModelShape, plan: Plan, card: GPU) -> str:
     name = recipe.log.name if hasattr(recipe, "log") else recipe.output
     return (
-        f"{name}: {model.parameters / 1e9:.3g} billion parameters, {model.num_active_params / 1e9:.3g} billion of them multiply a "
-        f"token\non {plan}"
+        f"{name}: {model.parameters / 1e9:.3g}B parameters, {model.num_active_params / 1e9:.3g}B active parameters "
+        f"per token\non {plan}"
     )
 
 
-def _memory(model: parameters.ModelShape, plan: Plan, card: GPU) -> str:
-    found = _table(f"memory of the fullest {'GPU' if card.peak else 'rank'}", memory.stage_memory(model, plan), card)
+def _memory_text(model: parameters.ModelShape, plan: Plan, card: GPU) -> str:
+    table = _table(f"memory of the fullest {'GPU' if card.peak else 'rank'}", memory.stage_memory(model, plan), card)
     if memory.total(model, plan) <= card.memory:
-        return found
+        return table
     other = memory.proposal(model, plan, card) if card.peak else None
     if other is None:
-        return f"{found}\nOUT OF MEMORY"
+        return f"{table}\nOUT OF MEMORY"
     settings = {
         "trainer.num_nodes": -(-other.ranks // other.gpus_per_node),
         "trainer.strategy.tensor_model_parallel_size": other.tensor,
@@ -111,12 +109,12 @@ def _memory(model: parameters.ModelShape, plan: Plan, card: GPU) -> str:
             "model.config.recompute_method": "uniform",
             "model.config.recompute_num_layers": 1,
         }
-    written = " ".join(f"{name}={'null' if value is None else value}" for name, value in settings.items())
+    settings_text = " ".join(f"{name}={'null' if value is None else value}" for name, value in settings.items())
     needs = memory.total(model, other) / 1e9
-    return f"{found}\nOUT OF MEMORY. What fits ({needs:.0f} GB), on {other}:\n  {written}"
+    return f"{table}\nOUT OF MEMORY. What fits ({needs:.0f} GB), on {other}:\n  {settings_text}"
 
 
-def _answering(model: parameters.ModelShape, plan: Plan, card: GPU) -> str:
+def _generation_text(model: parameters.ModelShape, plan: Plan, card: GPU) -> str:
     return _table(f"while it writes {plan.kv_sequences} answers at a time", memory.generation_memory(model, plan), card)
 
 
@@ -131,7 +129,7 @@ def _table(title: str, parts: dict[str, float], card: GPU) -> str:
     return "\n".join(lines)
 
 
-def _time(
+def _time_text(
     recipe: Any,
     model: parameters.ModelShape,
     plan: Plan,
@@ -141,34 +139,34 @@ def _time(
     data: Lengths | None,
 ) -> str:
     mean = tokens or (min(data.mean, plan.longest) if data else plan.longest)
-    why = "as given" if tokens else "of data.train, at four characters each" if data else "data.seq_length"
+    source = "as given" if tokens else "of data.train, at four characters each" if data else "data.seq_length"
     epochs = _limit(recipe.trainer.max_epochs) or 1
     seconds = step_time.step_seconds(model, plan, card, mfu=mfu, length=mean, epochs=epochs)
-    each = plan.sequences * mean / seconds / plan.ranks
+    tokens_per_gpu = plan.sequences * mean / seconds / plan.ranks
     lines = [
-        f"time at {mfu:.0%} of {card.peak / 1e12:.0f} TFLOP/s, {mean:,.0f} tokens a sequence ({why})",
+        f"time at {mfu:.0%} of {card.peak / 1e12:.0f} TFLOP/s, {mean:,.0f} tokens a sequence ({source})",
         f"  a step of {plan.sequences} sequences  {seconds:.3g} s, {plan.micro_batches} micro-batches a rank"
-        + (f", {step_time.bubble(plan):.0%} more for the pipeline to fill" if plan.pipeline > 1 else ""),
-        f"  tokens a second  {each:,.0f} a GPU, {each * plan.ranks:,.0f} in all",
+        + (f", {step_time.bubble(plan):.0%} more for the pipeline bubble" if plan.pipeline > 1 else ""),
+        f"  tokens a second  {tokens_per_gpu:,.0f} a GPU, {tokens_per_gpu * plan.ranks:,.0f} in all",
     ]
-    steps = _steps(recipe, data)
+    steps = _num_steps(recipe, data)
     if steps:
         hours = steps * seconds / 3600
         lines.append(f"  {steps:,} steps  {hours:.3g} h, {hours * plan.ranks:,.3g} GPU-hours")
     else:
-        lines.append("  how many steps is not known: data.train is not here, and trainer.max_steps not set")
+        lines.append("  number of steps unknown: data.train does not exist yet, and trainer.max_steps is not set")
     return "\n".join(lines)
 
 
 def _limit(value: int | None) -> int | None:
-    """Of steps or epochs; Lightning's -1 is none."""
+    """Return a limit of steps or epochs; None for Lightning's -1, no limit."""
     return value if (value or -1) > 0 else None
 
 
-def _steps(recipe: Any, data: Lengths | None) -> int | None:
-    most = _limit(recipe.trainer.max_steps)
+def _num_steps(recipe: Any, data: Lengths | None) -> int | None:
+    max_steps = _limit(recipe.trainer.max_steps)
     if data is None:
-        return most
+        return max_steps
     epochs = _limit(recipe.trainer.max_epochs)
-    of_data = None if epochs is None else data.rows // recipe.data.global_batch_size * epochs
-    return min((n for n in (most, of_data) if n is not None), default=None)
+    data_steps = None if epochs is None else data.rows // recipe.data.global_batch_size * epochs
+    return min((n for n in (max_steps, data_steps) if n is not None), default=None)

@@ -1,4 +1,5 @@
-"""Findings about preference data before any GPU is spent.
+"""Checks of preference data before training.
 
-Read `rules` first: everything that can be found. `row_table` reads rows, `linter` finds, `page` prints.
+Read `rules` first: the table of rules. `row_table` extracts features of rows, `linter` applies the rules, `page`
+formats the report.
 """

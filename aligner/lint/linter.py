@@ -1,4 +1,4 @@
-"""From what was looked at in each row to findings and figures."""
+"""Findings and statistics from the table of rows."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from aligner.lint.row_table import MARKS, Bad, RowTable, row_table_maker
 from aligner.lint.rules import Finding, LintReport
 
 SHOWN = 10
-"""Lines named of each finding."""
+"""Maximum number of lines per finding."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the numbers are worked out for."""
+    """Training settings that findings and statistics depend on."""
 
     seq_length: int = 2048
     micro_batch_size: int = 8
@@ -33,29 +33,30 @@ class Options:
 
 
 def lint(train: Any, hf: Any, *, options: Options, validation: Any = None) -> list[LintReport]:
-    """Reports on training and validation rows.
+    """Lint the training and validation rows; return one report per split.
 
     Raises:
-        RowError, ConfigError: there are no such files.
+        RowError: a file is missing, or a folder contains no data file.
+        ConfigError: `train` or `validation` has an invalid form.
     """
-    report, table = _lint("train", train, hf, options, None)
-    return [report] if not validation else [report, _lint("validation", validation, hf, options, table)[0]]
+    report, table = _lint_split("train", train, hf, options, None)
+    return [report] if not validation else [report, _lint_split("validation", validation, hf, options, table)[0]]
 
 
-def _lint(
-    split: str, source: Any, hf: Any, options: Options, others: pd.DataFrame | None
+def _lint_split(
+    split: str, source: Any, hf: Any, options: Options, training: pd.DataFrame | None
 ) -> tuple[LintReport, pd.DataFrame]:
     paths = [part.path for part in sources.resolve_files(source, split)]
     make = functools.partial(row_table_maker, hf, options.apply_chat_template)
-    facts = [RowTable.joined(list(map_chunks(path, make, f"Lint of {path.name}"))) for path in paths]
-    table = pd.concat([pd.DataFrame(f.columns).assign(file=i) for i, f in enumerate(facts)], ignore_index=True)
+    tables = [RowTable.joined(list(map_chunks(path, make, f"Lint of {path.name}"))) for path in paths]
+    table = pd.concat([pd.DataFrame(t.columns).assign(file=i) for i, t in enumerate(tables)], ignore_index=True)
     report = LintReport(split, [str(path) for path in paths])
-    Linter(report, table, paths, options).find([f.bad for f in facts], others)
+    Linter(report, table, paths, options).find([t.bad for t in tables], training)
     return report, table
 
 
 class Linter:
-    """Goes over the table once a question."""
+    """Linter of one split: fills a report from its table of rows."""
 
     def __init__(self, report: LintReport, table: Any, paths: Sequence[Path], options: Options) -> None:
         self.report, self.table, self.paths, self.options = report, table, paths, options
@@ -63,31 +64,31 @@ class Linter:
         self.singles = table[table.second_tokens < 0]
 
     def find(self, bad: list[list[Bad]], others: Any) -> None:
-        """Fill the report; `others` are the training rows, if these are the validation's."""
+        """Fill the report; `others` is the training table if this is the validation split, else None."""
         readable = len(self.table[["file", "line"]].drop_duplicates())
         self.rows = max(1, readable + sum(map(len, bad)))
         self.report.numbers |= {"rows": readable + sum(map(len, bad)), "readable": readable, "pairs": len(self.pairs)}
         if len(self.table) > readable:
-            # A conversation makes an example of each of its answers.
+            # A conversation contains one example per assistant message.
             self.report.numbers["examples"] = len(self.table)
-        self._bad(bad)
-        held = set(self.table.file)
-        empty = [str(path) for i, path in enumerate(self.paths) if i not in held and not bad[i]]
+        self._add_bad(bad)
+        nonempty = set(self.table.file)
+        empty = [str(path) for i, path in enumerate(self.paths) if i not in nonempty and not bad[i]]
         if empty:
             self.report.findings.append(Finding("no-rows", len(empty), 1.0, [f"{path}:1" for path in empty[:SHOWN]]))
         if len(self.table):
-            self._forms()
-            self._repeats()
-            self._rewards()
-            self._lengths()
-            self._marks()
+            self._check_forms()
+            self._check_duplicates()
+            self._check_rewards()
+            self._check_lengths()
+            self._check_marks()
             if others is not None:
                 self._add("split-leakage", self.table[self.table.prompt.isin(others.prompt)])
                 if len(others) and bool(len(self.singles)) != bool((others.second_tokens < 0).any()):
                     self._add("mixed-splits", self.table)
             elif len(self.table) < self.options.global_batch_size:
                 self._add("too-few-rows", self.table, f"global_batch_size={self.options.global_batch_size}")
-            self._batches()
+            self._batch_statistics()
         order = {"error": 0, "warning": 1}
         self.report.findings.sort(key=lambda f: (order[f.severity], -f.count))
 
@@ -96,16 +97,16 @@ class Linter:
         if len(rows):
             self.report.findings.append(Finding(name, len(rows), len(rows) / self.rows, where, detail))
 
-    def _bad(self, bad: list[list[Bad]]) -> None:
-        every = [(path, one) for path, found in zip(self.paths, bad, strict=True) for one in found]
-        for fault in dict.fromkeys(one.fault for _, one in every):
-            these = [(path, one) for path, one in every if one.fault == fault]
-            where = [f"{path}:{one.line}" for path, one in these[:SHOWN]]
-            detail = "\n".join(one.message[:200] for _, one in these[:SHOWN])
-            self.report.findings.append(Finding(fault, len(these), len(these) / self.rows, where, detail))
+    def _add_bad(self, bad: list[list[Bad]]) -> None:
+        all_rows = [(path, row) for path, rows in zip(self.paths, bad, strict=True) for row in rows]
+        for fault in dict.fromkeys(row.fault for _, row in all_rows):
+            rows = [(path, row) for path, row in all_rows if row.fault == fault]
+            where = [f"{path}:{row.line}" for path, row in rows[:SHOWN]]
+            detail = "\n".join(row.message[:200] for _, row in rows[:SHOWN])
+            self.report.findings.append(Finding(fault, len(rows), len(rows) / self.rows, where, detail))
 
-    def _forms(self) -> None:
-        """Within each file; rewards across files, too, since the pairs of a run must have them alike."""
+    def _check_forms(self) -> None:
+        """Check forms per file, and rewards over all files, because all pairs of a run need the same form."""
         mixed, unjudged = [], []
         for _, rows in self.table.groupby("file"):
             single = rows.second_tokens < 0
@@ -114,14 +115,14 @@ class Linter:
             judged = rows.preferred != 0
             if single.all() and judged.any():
                 unjudged.append(rows[~judged])
-        for name, found in (("mixed-forms", mixed), ("missing-preference", unjudged)):
-            if found:
-                self._add(name, pd.concat(found))
+        for name, parts in (("mixed-forms", mixed), ("missing-preference", unjudged)):
+            if parts:
+                self._add(name, pd.concat(parts))
         rated = self.pairs.gap.notna()
         if rated.any():
             self._add("missing-rewards", self.pairs[~rated])
 
-    def _repeats(self) -> None:
+    def _check_duplicates(self) -> None:
         exact = self.table.duplicated(["exact", "preferred"])
         self._add("duplicate", self.table[exact])
         alike = self.table.duplicated(["prompt", "first", "second", "preferred"])
@@ -131,10 +132,10 @@ class Linter:
         keyed = keyed[keyed.low != keyed.high]
         both = keyed.groupby(["prompt", "low", "high"]).side.transform("nunique") > 1
         judged = self.singles[self.singles.preferred != 0]
-        ways = judged.groupby(["prompt", "first"]).preferred.transform("nunique") > 1
-        self._add("contradiction", pd.concat([keyed[both], judged[ways]]))
+        conflicting = judged.groupby(["prompt", "first"]).preferred.transform("nunique") > 1
+        self._add("contradiction", pd.concat([keyed[both], judged[conflicting]]))
 
-    def _rewards(self) -> None:
+    def _check_rewards(self) -> None:
         gap = self.pairs.gap.dropna()
         if not len(gap):
             return
@@ -143,7 +144,7 @@ class Linter:
         self.report.numbers["reward_gap"] = _spread(gap)
         self.report.histograms["reward gap"] = _histogram(gap)
 
-    def _lengths(self) -> None:
+    def _check_lengths(self) -> None:
         table, limit = self.table, self.options.seq_length
         longest = table.prompt_tokens + table[["first_tokens", "second_tokens"]].max(axis=1)
         over = table[longest > limit]
@@ -170,74 +171,74 @@ class Linter:
             "mean_tokens_chosen_minus_rejected": float(difference.mean()),
         }
         self.report.histograms["tokens of chosen minus rejected"] = _histogram(difference)
-        strong = numbers["length_bias"]["accuracy_of_always_the_longer"]
-        if len(self.pairs) >= 100 and strong > 0.8:
-            detail = f"always taking the longer answer is right in {strong:.0%} of {len(self.pairs)} pairs"
+        accuracy = numbers["length_bias"]["accuracy_of_always_the_longer"]
+        if len(self.pairs) >= 100 and accuracy > 0.8:
+            detail = f"always choosing the longer response is right in {accuracy:.0%} of {len(self.pairs)} pairs"
             self._add("length-bias", self.pairs[difference > 0], detail)
 
-    def _marks(self) -> None:
+    def _check_marks(self) -> None:
         names = {mark: mark.replace("_", "-") for mark in MARKS}
         for bit, mark in enumerate(MARKS):
             self._add(names[mark], self.table[self.table.marks.to_numpy() >> bit & 1 == 1])
 
-    def _batches(self) -> None:
-        """What packing would gain, and how large a global batch the rows are enough for."""
+    def _batch_statistics(self) -> None:
+        """Compute padding and packing efficiency, and a global batch size that yields enough steps."""
         options, columns = self.options, ["first_tokens", "second_tokens"]
         table = self.pairs if len(self.pairs) else self.singles
         columns = columns[: 2 if len(self.pairs) else 1]
-        places = sequence_tokens(table[["prompt_tokens"]].to_numpy(), table[columns].to_numpy())
-        places = places[(places < options.seq_length).all(axis=1)]
+        positions = sequence_tokens(table[["prompt_tokens"]].to_numpy(), table[columns].to_numpy())
+        positions = positions[(positions < options.seq_length).all(axis=1)]
         numbers = self.report.numbers
-        if not len(places):
+        if not len(positions):
             return
-        drawn = places[np.random.default_rng(0).permutation(len(places))]
-        count = len(places) // options.micro_batch_size * options.micro_batch_size or len(places)
-        cut = drawn[:count].reshape(-1, min(options.micro_batch_size, count), drawn.shape[1])
-        padded = cut.max(axis=(1, 2)).sum() * cut.shape[1] * cut.shape[2]
-        capacity = options.seq_length * places.shape[1]
-        tokens, size = drawn.sum(axis=1), min(options.global_batch_size, len(drawn))
-        # As a run packs: each global batch for itself. A hundred of them say enough.
+        shuffled = positions[np.random.default_rng(0).permutation(len(positions))]
+        count = len(positions) // options.micro_batch_size * options.micro_batch_size or len(positions)
+        micros = shuffled[:count].reshape(-1, min(options.micro_batch_size, count), shuffled.shape[1])
+        padded = micros.max(axis=(1, 2)).sum() * micros.shape[1] * micros.shape[2]
+        capacity = options.seq_length * positions.shape[1]
+        tokens, size = shuffled.sum(axis=1), min(options.global_batch_size, len(shuffled))
+        # Pack each global batch separately, as a run does; 100 global batches are a sufficient sample.
         batches = [tokens[i : i + size] for i in range(0, len(tokens) - size + 1, size)][:100]
         packs = sum(len(pack(batch, capacity)) for batch in batches)
-        whole = pack(tokens, capacity)
+        global_packs = pack(tokens, capacity)
         numbers["packing"] = {
-            "padded_positions_per_token": float(padded / drawn[:count].sum()),
+            "padded_positions_per_token": float(padded / shuffled[:count].sum()),
             "micro_batch_size": options.micro_batch_size,
             "packed_sequence_size": capacity,
             "pack_fill": float(sum(batch.sum() for batch in batches) / (packs * capacity)),
             "examples_per_pack": sum(map(len, batches)) / packs,
-            "pack_fill_ahead_of_time": fill(tokens, whole, capacity),
+            "pack_fill_ahead_of_time": fill(tokens, global_packs, capacity),
         }
-        # 100 steps are what a warm-up of 10 and a decay are worth.
+        # At least 100 steps, enough for a warm-up of 10 steps and a decay.
         advised = options.global_batch_size
-        while advised > options.micro_batch_size and len(places) // advised < 100:
+        while advised > options.micro_batch_size and len(positions) // advised < 100:
             advised = max(1, advised // 2 // options.micro_batch_size) * options.micro_batch_size
         numbers["global_batch"] = {
             "global_batch_size": options.global_batch_size,
-            "steps_per_epoch": len(places) // options.global_batch_size,
-            "advised": advised if advised <= len(places) else None,
-            "steps_per_epoch_advised": len(places) // advised,
+            "steps_per_epoch": len(positions) // options.global_batch_size,
+            "advised": advised if advised <= len(positions) else None,
+            "steps_per_epoch_advised": len(positions) // advised,
         }
 
 
 def _spread(values: Any) -> dict[str, float]:
-    found = np.asarray(values)
+    array = np.asarray(values)
     return {
-        "mean": float(found.mean()),
-        "p50": float(np.percentile(found, 50)),
-        "p90": float(np.percentile(found, 90)),
-        "max": float(found.max()),
+        "mean": float(array.mean()),
+        "p50": float(np.percentile(array, 50)),
+        "p90": float(np.percentile(array, 90)),
+        "max": float(array.max()),
     }
 
 
 def _histogram(values: Any, *, logarithmic: bool = False, bins: int = 30) -> tuple[list[int], list[float]]:
-    found = np.asarray(values, dtype=float)
-    low, high = float(found.min()), float(found.max())
+    array = np.asarray(values, dtype=float)
+    low, high = float(array.min()), float(array.max())
     if logarithmic:
         edges = np.unique(np.geomspace(max(1.0, low), max(2.0, high + 1), bins + 1).round())
     else:
-        low, high = np.percentile(found, [0.5, 99.5])
+        low, high = np.percentile(array, [0.5, 99.5])
         edges = np.linspace(low, high if high > low else low + 1, bins + 1)
-        found = found.clip(edges[0], edges[-1])
-    counts, edges = np.histogram(found, edges)
+        array = array.clip(edges[0], edges[-1])
+    counts, edges = np.histogram(array, edges)
     return counts.tolist(), edges.tolist()

@@ -1,4 +1,4 @@
-"""A lint's report for people: as text, and as one page with plots that needs nothing beside it."""
+"""Lint report as terminal text and as one self-contained HTML page with plots."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def figures(report: LintReport) -> list[tuple[str, str]]:
-    """What is told of every file: a name and a line each."""
+    """Return the statistics of a split as (name, text) lines."""
     n = report.numbers
     lines = [
         ("rows", f"{n['rows']:,}" + (f", {n['readable']:,} of them readable" if n["readable"] < n["rows"] else ""))
     ]
     if "examples" in n:
-        lines.append(("examples", f"{n['examples']:,}, one of each answer of a conversation"))
+        lines.append(("examples", f"{n['examples']:,}, one per assistant message of a conversation"))
     for name, spread in n.get("tokens", {}).items():
-        lines.append((f"tokens, {name}", _spread(spread, 0)))
+        lines.append((f"tokens, {name}", _format_spread(spread, 0)))
     if "overlong_fraction" in n:
         lines.append(("over seq_length", f"{n['overlong_fraction']:.2%} of the rows"))
     if "reward_gap" in n:
-        lines.append(("chosen minus rejected reward", _spread(n["reward_gap"], 2)))
+        lines.append(("chosen minus rejected reward", _format_spread(n["reward_gap"], 2)))
     if "length_bias" in n:
         bias = n["length_bias"]
         lines.append(
             (
                 "length",
-                f"the chosen answer is longer in {bias['chosen_longer']:.0%} of the pairs, shorter in "
-                f"{bias['rejected_longer']:.0%}; always taking the longer one is right in "
+                f"the chosen response is longer in {bias['chosen_longer']:.0%} of the pairs, shorter in "
+                f"{bias['rejected_longer']:.0%}; always choosing the longer one is right in "
                 f"{bias['accuracy_of_always_the_longer']:.0%}",
             )
         )
@@ -42,9 +42,10 @@ def figures(report: LintReport) -> list[tuple[str, str]]:
         lines.append(
             (
                 "packing",
-                f"padded micro-batches of {p['micro_batch_size']} take {p['padded_positions_per_token']:.2f} times the "
-                f"positions; packs of {p['packed_sequence_size']} (data.batching=packed) would be {p['pack_fill']:.1%} full, "
-                f"{p['examples_per_pack']:.1f} examples each; made ahead of time {p['pack_fill_ahead_of_time']:.1%}",
+                f"padded micro-batches of {p['micro_batch_size']} take {p['padded_positions_per_token']:.2f} "
+                f"positions a token; packs of {p['packed_sequence_size']} (data.batching=packed) would be "
+                f"{p['pack_fill']:.1%} full, {p['examples_per_pack']:.1f} examples each; packs made ahead of time "
+                f"{p['pack_fill_ahead_of_time']:.1%}",
             )
         )
     if "global_batch" in n:
@@ -56,12 +57,12 @@ def figures(report: LintReport) -> list[tuple[str, str]]:
     return lines
 
 
-def _spread(spread: dict[str, float], digits: int) -> str:
+def _format_spread(spread: dict[str, float], digits: int) -> str:
     return "  ".join(f"{name} {value:,.{digits}f}" for name, value in spread.items())
 
 
 def verdict(report: LintReport) -> str:
-    """One line on all of it."""
+    """Return the numbers of errors and warnings as one line."""
     errors, warnings = report.errors, len(report.findings) - report.errors
     if not report.findings:
         return "nothing found"
@@ -69,7 +70,7 @@ def verdict(report: LintReport) -> str:
 
 
 def text(report: LintReport) -> str:
-    """The report for a terminal."""
+    """Format the report for a terminal."""
     lines = [f"{report.split}: {', '.join(report.files)}", f"  {verdict(report)}", ""]
     lines += [f"  {name:<34} {line}" for name, line in figures(report)]
     for name, (counts, edges) in report.histograms.items():
@@ -84,13 +85,13 @@ def text(report: LintReport) -> str:
 
 
 def page(reports: list[LintReport]) -> str:
-    """The report as an HTML page."""
+    """Format the reports as an HTML page."""
     shown = [
         {
             "report": report,
             "verdict": verdict(report),
             "figures": figures(report),
-            "plots": {name: _plot(name, *found) for name, found in report.histograms.items()},
+            "plots": {name: _plot(name, *histogram) for name, histogram in report.histograms.items()},
         }
         for report in reports
     ]
@@ -98,7 +99,7 @@ def page(reports: list[LintReport]) -> str:
 
 
 def _plot(name: str, counts: list[int], edges: list[float]) -> Any:
-    """A histogram as SVG."""
+    """Draw a histogram as SVG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, 2.6), layout="constrained")

@@ -1,6 +1,6 @@
-"""What a lint can find, and how it is put down.
+"""Lint rules: severity, title and remedy of each finding.
 
-A finding is an error if a run would stop at it or learn the opposite of what it should, otherwise a warning.
+An error stops a run or trains the opposite of the preference; every other finding is a warning.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 
 class Rule(NamedTuple):
-    """What is known of a kind of finding beforehand."""
+    """Fixed properties of a kind of finding."""
 
     severity: str
     title: str
@@ -21,17 +21,17 @@ RULES: dict[str, Rule] = {
     "unreadable": Rule(
         "error",
         "rows that cannot be read",
-        "mend or drop them; a run would stop at the first",
+        "repair or drop the rows; a run stops at the first one",
     ),
     "empty": Rule(
         "error",
-        "empty or blank prompts or answers",
-        "drop the rows or fill them in; a run would stop at the first",
+        "empty or blank prompts or responses",
+        "drop the rows or fill them in; a run stops at the first one",
     ),
     "same-answers": Rule(
         "error",
-        "answers that are identical",
-        "drop the rows: there is nothing to prefer",
+        "pairs of identical responses",
+        "drop the rows; they contain no preference",
     ),
     "rewards": Rule(
         "error",
@@ -40,131 +40,131 @@ RULES: dict[str, Rule] = {
     ),
     "missing-rewards": Rule(
         "error",
-        "rows without rewards, where others have them",
-        "give them in every row or in none",
+        "rows without rewards, in data where other rows have rewards",
+        "add rewards to every row or to none",
     ),
     "missing-preference": Rule(
         "error",
-        "answers without a preference, where others have one",
-        "give it in every row",
+        "responses without a preference, in a file where others have one",
+        "add a preference to every row",
     ),
     "mixed-forms": Rule(
         "error",
-        "single responses among pairs",
-        "put them into a file of their own",
+        "single responses and pairs in one file",
+        "put single responses into their own file",
     ),
     "contradiction": Rule(
         "error",
-        "the same two answers to a prompt, preferred both ways",
-        "decide for one and drop the other",
+        "responses to one prompt that are both preferred and rejected",
+        "keep one label and drop the other",
     ),
     "too-many-overlong": Rule(
         "error",
         "rows longer than seq_length, more than a run accepts by default (10%)",
-        "raise seq_length, clean, or set data.overlong or data.max_dropped_fraction",
+        "raise seq_length, clean the data, or set data.overlong or data.max_dropped_fraction",
     ),
     "overlong": Rule(
         "warning",
         "rows longer than seq_length, which a run drops by default",
-        "raise seq_length, or let them go",
+        "raise seq_length, or accept that they are dropped",
     ),
     "no-rows": Rule(
         "error",
-        "files without a row",
-        "see whether it is the right file; a run would stop",
+        "files without rows",
+        "check the path; a run would stop",
     ),
     "too-few-rows": Rule(
         "error",
-        "fewer rows than a global batch holds",
+        "fewer rows than one global batch",
         "lower global_batch_size, or add data",
     ),
     "mixed-splits": Rule(
         "error",
         "single responses in one split, pairs in the other",
-        "give both splits the same form",
+        "use the same form in both splits",
     ),
     "same-tokens": Rule(
         "warning",
-        "pairs whose answers become the same tokens, which a run drops",
+        "pairs whose responses have the same tokens, which a run drops",
         "drop the rows",
     ),
     "nothing-visible": Rule(
         "warning",
-        "answers in which nothing can be seen",
-        "drop the rows; they teach to end at once",
+        "responses without visible characters",
+        "drop the rows; they train the model to end immediately",
     ),
     "duplicate": Rule(
         "warning",
-        "rows that came before, word by word",
-        "drop them, or they count twice",
+        "exact duplicates of earlier rows",
+        "drop the rows; otherwise they count twice",
     ),
     "near-duplicate": Rule(
         "warning",
-        "rows that came before but for case, spaces and Unicode forms",
-        "drop them",
+        "duplicates of earlier rows except for case, spaces and Unicode forms",
+        "drop the rows",
     ),
     "near-identical": Rule(
         "warning",
-        "answers that hardly differ",
-        "look whether the difference is the one that is meant",
+        "nearly identical responses",
+        "check that the difference is intended",
     ),
     "tied-rewards": Rule(
         "warning",
-        "rewards that are equal",
-        "drop the rows; under RPO they teach that both are as good",
+        "pairs of equal rewards",
+        "drop the rows; under RPO they train equal preference",
     ),
     "inverted-rewards": Rule(
         "warning",
-        "a rejected answer with the higher reward",
-        "swap the answers or look at the rewards",
+        "rejected responses with a higher reward than the chosen response",
+        "swap the responses or check the rewards",
     ),
     "length-bias": Rule(
         "warning",
-        "the longer answer is nearly always preferred",
-        "balance them, or take a loss that counts by tokens (simpo; dpo with average_log_probs=True)",
+        "the longer response is nearly always preferred",
+        "balance the lengths, or use a length-normalized loss (simpo; dpo with average_log_probs=True)",
     ),
     "split-leakage": Rule(
         "warning",
-        "validation prompts that occur in training",
-        "drop them from one side; accuracy is flattered",
+        "validation prompts that also occur in training",
+        "drop them from one split; they inflate validation accuracy",
     ),
     "merged-at-border": Rule(
         "warning",
-        "answers whose first characters belong to the prompt's last token",
-        "begin the answer where a token begins, as with a space or a new line; the prompt's tokens win",
+        "responses whose first characters would merge into the prompt's last token",
+        "begin the response at a token boundary, as with a space or a newline; the prompt's tokens have priority",
     ),
     "doubled-bos": Rule(
         "warning",
-        "prompts with two beginnings of sequence",
-        "take the BOS out of the text; the tokenizer sets one",
+        "prompts with two BOS tokens",
+        "remove the BOS from the text; the tokenizer adds one",
     ),
     "doubled-eos": Rule(
         "warning",
-        "answers with two ends",
-        "take the end out of the text; one is set where none stands",
+        "responses with two end tokens",
+        "remove the end token from the text; one is added if none is present",
     ),
     "role-marker": Rule(
         "warning",
-        "answers that hold a template's or a speaker's mark",
-        "cut them off there, or the model learns to speak for the other side",
+        "responses that contain chat-template tokens or speaker names",
+        "truncate them there; otherwise the model learns to generate the other speaker's turns",
     ),
     "special-token": Rule(
         "warning",
-        "answers with special tokens of this tokenizer inside",
-        "take them out of the text; they end turns",
+        "responses that contain special tokens of this tokenizer",
+        "remove them from the text; they end turns",
     ),
 }
 
 
 @dataclass
 class Finding:
-    """Something that was found in some rows."""
+    """Rows that match one rule."""
 
     name: str
     count: int
     share: float
     where: list[str]
-    """`file:line`, ten at most."""
+    """`file:line`, at most ten."""
     detail: str = ""
 
     @property
@@ -185,14 +185,14 @@ class Finding:
 
 @dataclass
 class LintReport:
-    """Everything that a lint has to say of a split."""
+    """Findings and statistics of a split."""
 
     split: str
     files: list[str]
     findings: list[Finding] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)
     histograms: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
-    """Name -> counts and their edges."""
+    """Name -> counts and bin edges."""
 
     @property
     def errors(self) -> int:
