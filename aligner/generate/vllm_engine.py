@@ -57,9 +57,7 @@ class VLLMEngine(Engine):
     @contextlib.contextmanager
     def session(self, cache: Path) -> Iterator[None]:
         if importlib.util.find_spec("vllm") is None:
-            raise ConfigError(
-                "engine: VLLMEngine needs vllm, which is not installed; install it, or use MegatronEngine or OpenAIEngine"
-            )
+            raise ConfigError("engine: vLLM is not installed here; install it, or use MegatronEngine or OpenAIEngine")
         from aligner.backend.distributed import rank_zero_first
 
         with rank_zero_first() as self._first:
