@@ -60,6 +60,7 @@ def evaluate(prompts: Union[str, list[str]], output: str, engine: Engine, judge:
             with atomic_write(path) as partial:
                 partial.write_text(json.dumps(result))
             log_rank0(
-                f"{path.name}: score {result['score']:.4f} over {result['answers']} responses, {result['ended']} complete"
+                f"{path.name}: score {result['score']:.4f} over {result['answers']} responses, "
+                f"{result['ended']} complete"
             )
     return path
