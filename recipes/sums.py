@@ -1,4 +1,4 @@
-"""The demo pipeline: a model trains on its own responses to sums, which an exact-match verifier judges."""
+"""The demo's pipeline: sums that a model answers, a calculator checks, and the model learns from."""
 
 import functools
 from collections.abc import Callable
@@ -28,14 +28,14 @@ def pipeline(
     method: Callable[[run.Partial], run.Partial] = methods.dpo,
     **settings: Any,
 ) -> run.Partial:
-    """Return a pipeline on sums with an exact-match verifier as judge; `policy` makes its recipes."""
+    """Rounds of a model on sums, with a calculator as the judge; `policy` makes its recipes."""
     sizes = num_nodes, num_gpus_per_node, peft_scheme, packed_sequence, seq_length
     return pipelines.pipeline(
-        functools.partial(_iteration_policy, policy, sizes, method),
+        functools.partial(_round, policy, sizes, method),
         functools.partial(_engine, num_nodes, num_gpus_per_node),
         dir=dir,
         name=name,
-        init_from=init_from or _initial_policy(policy, f"{dir}/{name}", "start", sizes),
+        init_from=init_from or _careless(policy, f"{dir}/{name}", "start", sizes),
         prompts=prompts or run.Partial(toy.prompts, dir=f"{dir}/data", split="train"),
         held_out=run.Partial(toy.prompts, dir=f"{dir}/data", split="validation"),
         judge=run.Config(Verifier, function=run.Partial(verifiers.exact_match)),
@@ -53,8 +53,8 @@ def _engine(num_nodes: int, num_gpus_per_node: int, checkpoint: str) -> run.Conf
     )
 
 
-def _initial_policy(policy: Callable[..., run.Partial], dir: str, name: str, sizes: tuple[Any, ...]) -> run.Partial:
-    """Return the SFT stage before the first iteration: 400 steps on sums in which most carries are missing."""
+def _careless(policy: Callable[..., run.Partial], dir: str, name: str, sizes: tuple[Any, ...]) -> run.Partial:
+    """400 steps on sums in which the carry is mostly forgotten."""
     data = run.Partial(toy.arithmetic, dir=f"{dir}/data", split="careless", rows=4096)
     nodes, gpus, _, packed, length = sizes
     recipe = methods.sft(
@@ -64,7 +64,7 @@ def _initial_policy(policy: Callable[..., run.Partial], dir: str, name: str, siz
     return recipe
 
 
-def _iteration_policy(
+def _round(
     policy: Callable[..., run.Partial],
     sizes: tuple[Any, ...],
     method: Callable[[run.Partial], run.Partial],
@@ -74,7 +74,7 @@ def _iteration_policy(
     init_from: str,
     train: str,
 ) -> run.Partial:
-    """Return the training of an iteration: several epochs on some hundred rows, plus SFT loss on chosen responses."""
+    """A round's training: some hundred rows, several times, and held to its chosen answers."""
     recipe = method(policy(dir, name, *sizes, init_from=init_from, train=train, validation=None))
     recipe.sft_loss_weight = 1.0
     recipe.trainer.max_steps = recipe.optim.lr_scheduler.max_steps = 40
