@@ -1,4 +1,4 @@
-"""Where a recipe runs: functions that return a NeMo-Run executor, and `launch`, which runs stages on one.
+"""Executors: functions that return a NeMo-Run executor, and `launch`, which runs stages on it.
 
 run.run(recipe, executor=executors.slurm(account="acct", partition="gpu", gpus_per_node=8))
 executors.launch({"sft": sft, "dpo": dpo}, executors.local(ntasks_per_node=2))

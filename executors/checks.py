@@ -1,4 +1,4 @@
-"""What is refused before anything is submitted: names, recipes that cannot be shipped, clusters that do not answer."""
+"""Checks before submission: job names, recipes that cannot be serialized, unreachable clusters."""
 
 import contextlib
 import difflib
@@ -19,20 +19,20 @@ from aligner.common.errors import ConfigError
 
 
 def not_in_a_job() -> None:
-    """See that this is not a job that imports the script which launched it; it would launch it again, and so on.
+    """Check that this process is not a job that imports its launch script; the script would launch the job again.
 
     Raises:
-        ConfigError: it is.
+        ConfigError: the process is such a job.
     """
     if "__external_main__" in sys.modules:
         raise ConfigError('launch: is called when the script is imported; put it below `if __name__ == "__main__":`')
 
 
 def check_recipes(name: str, stages: Mapping[str, run.Partial], executor: run.Executor) -> None:
-    """See that NeMo-Run can make files and commands of the names, and that the recipes can be shipped and have room.
+    """Check that names work as file names and in commands, recipes are serializable, and ranks match the executor.
 
     Raises:
-        ConfigError: it would break on one.
+        ConfigError: a name or a recipe is invalid.
     """
     if not stages:
         raise ConfigError("stages: there are none")
@@ -45,16 +45,16 @@ def check_recipes(name: str, stages: Mapping[str, run.Partial], executor: run.Ex
         if title.startswith("nemo_run"):
             raise ConfigError(f"{title!r} cannot name a job; NeMo-Run would take it for a folder of its own")
     for stage, recipe in stages.items():
-        _shippable(stage, recipe)
-        _ranks(stage, recipe, executor)
-        _absolute(stage, recipe, executor)
+        _check_serializable(stage, recipe)
+        _check_ranks(stage, recipe, executor)
+        _check_absolute_paths(stage, recipe, executor)
 
 
 def known_stage(text: str, name: str, stages: list[str]) -> None:
-    """See that a `stage:NAME` names one.
+    """Check that a `stage:NAME` refers to an earlier stage.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: no earlier stage has this name.
     """
     if name not in stages:
         near = difflib.get_close_matches(name, stages, n=1)
@@ -65,10 +65,10 @@ def known_stage(text: str, name: str, stages: list[str]) -> None:
 
 
 def check_executor(executor: run.Executor, *, detach: bool) -> None:
-    """See that there is something to ship stages to.
+    """Check that the executor can run stages: Slurm or Docker responds, and its settings are valid.
 
     Raises:
-        ConfigError: something is not as it must be; nothing was submitted.
+        ConfigError: a check fails; nothing was submitted.
     """
     home = get_nemorun_home()
     if re.search(r"\s", home):
@@ -76,42 +76,44 @@ def check_executor(executor: run.Executor, *, detach: bool) -> None:
             f"NEMORUN_HOME: {home!r}; NeMo-Run writes it into commands without quotes; set it to one without spaces"
         )
     if isinstance(executor, run.SlurmExecutor):
-        _slurm(executor)
+        _check_slurm(executor)
     elif detach:
         raise ConfigError(f"detach: {type(executor).__name__} keeps no jobs without this process; use Slurm")
     if isinstance(executor, run.DockerExecutor):
-        _docker(executor)
+        _check_docker(executor)
 
 
 # ---- recipes ------------------------------------------------------------------------------------------------------
 
 
-def mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """A recipe with every string in it changed, in place."""
+def map_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """Apply `change` to every string of a recipe, in place; return the recipe."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, fdl.Buildable):
-        for name, held in list(value.__arguments__.items()):
-            setattr(value, str(name), mapped(held, change))
+        for name, argument in list(value.__arguments__.items()):
+            setattr(value, str(name), map_strings(argument, change))
     elif isinstance(value, dict):
-        return {key: mapped(held, change) for key, held in value.items()}
+        return {key: map_strings(argument, change) for key, argument in value.items()}
     elif isinstance(value, list | tuple):
-        return type(value)(mapped(held, change) for held in value)
+        return type(value)(map_strings(argument, change) for argument in value)
     return value
 
 
-def _shippable(stage: str, recipe: run.Partial) -> None:
-    """What a job gets is text; not everything can be written down."""
+def _check_serializable(stage: str, recipe: run.Partial) -> None:
+    """Check that a recipe can be serialized, since a job receives it as text."""
     serializer = ZlibJSONSerializer()
     with contextlib.suppress(Exception):
         if serializer.deserialize(serializer.serialize(recipe)) == recipe:
             return
     for path, value in _leaves(recipe, ""):
         try:
-            alike = serializer.deserialize(serializer.serialize(run.Config(_held, value=value))).value == value
+            round_trips = (
+                serializer.deserialize(serializer.serialize(run.Config(_identity, value=value))).value == value
+            )
         except Exception:
-            alike = False
-        if not alike:
+            round_trips = False
+        if not round_trips:
             raise ConfigError(
                 f"stage {stage!r}: {path.lstrip('.')}: {value!r} cannot be shipped to a job; give what it is made of, "
                 "as run.Config or run.Partial of something in a module, or a string in place of a path"
@@ -119,51 +121,51 @@ def _shippable(stage: str, recipe: run.Partial) -> None:
     raise ConfigError(f"stage {stage!r}: the recipe cannot be shipped to a job")
 
 
-def _held(value: Any) -> Any:
+def _identity(value: Any) -> Any:
     return value
 
 
 def _leaves(value: Any, path: str) -> list[tuple[str, Any]]:
     if isinstance(value, fdl.Buildable):
-        return [leaf for name, held in value.__arguments__.items() for leaf in _leaves(held, f"{path}.{name}")]
+        return [leaf for name, child in value.__arguments__.items() for leaf in _leaves(child, f"{path}.{name}")]
     if isinstance(value, dict):
-        return [leaf for key, held in value.items() for leaf in _leaves(held, f"{path}[{key!r}]")]
+        return [leaf for key, child in value.items() for leaf in _leaves(child, f"{path}[{key!r}]")]
     if isinstance(value, list | tuple):
-        return [leaf for i, held in enumerate(value) for leaf in _leaves(held, f"{path}[{i}]")]
+        return [leaf for i, child in enumerate(value) for leaf in _leaves(child, f"{path}[{i}]")]
     return [(path, value)]
 
 
-def _ranks(stage: str, recipe: run.Partial, executor: run.Executor) -> None:
-    """All parts that take ranks, trainers and engines, take those that are started."""
-    given = executor.nnodes(), executor.nproc_per_node()
-    for path, part in _parts(recipe, ""):
+def _check_ranks(stage: str, recipe: run.Partial, executor: run.Executor) -> None:
+    """Check that trainers and engines use as many nodes and devices as the executor starts."""
+    started = executor.nnodes(), executor.nproc_per_node()
+    for path, part in _configs(recipe, ""):
         nodes, devices = getattr(part, "num_nodes", None), getattr(part, "devices", None)
-        wanted = nodes or 1, devices
-        if isinstance(devices, int) and wanted != given:
+        configured = nodes or 1, devices
+        if isinstance(devices, int) and configured != started:
             raise ConfigError(
-                f"stage {stage!r}: {path}num_nodes={wanted[0]} and {path}devices={devices}, but the executor starts "
-                f"{given[0]} x {given[1]} processes; make them the same"
+                f"stage {stage!r}: {path}num_nodes={configured[0]} and {path}devices={devices}, but the executor "
+                f"starts {started[0]} x {started[1]} processes; make them the same"
             )
 
 
-def _parts(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """All configurations in a recipe, with where they are."""
+def _configs(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield every config of a recipe with its path."""
     if isinstance(value, fdl.Buildable):
         yield path, value
-        for name, held in value.__arguments__.items():
-            yield from _parts(held, f"{path}{name}.")
+        for name, child in value.__arguments__.items():
+            yield from _configs(child, f"{path}{name}.")
     elif isinstance(value, dict | list | tuple):
-        for key, held in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _parts(held, f"{path.removesuffix('.')}[{key!r}].")
+        for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _configs(child, f"{path.removesuffix('.')}[{key!r}].")
 
 
-def _absolute(stage: str, recipe: run.Partial, executor: run.Executor) -> None:
+def _check_absolute_paths(stage: str, recipe: run.Partial, executor: run.Executor) -> None:
     log: Any = getattr(recipe, "log", None)
     elsewhere = isinstance(executor, run.SlurmExecutor) and (
         executor.container_image is not None or not isinstance(executor.tunnel, run.LocalTunnel)
     )
-    named = {"log.log_dir": log.log_dir} if log is not None else {"output": getattr(recipe, "output", None)}
-    for name, folder in named.items():
+    folders = {"log.log_dir": log.log_dir} if log is not None else {"output": getattr(recipe, "output", None)}
+    for name, folder in folders.items():
         if elsewhere and folder is not None and not os.path.isabs(str(folder)):
             raise ConfigError(
                 f"stage {stage!r}: {name}: {folder!r} is relative, and a job in a container or on another machine "
@@ -171,10 +173,10 @@ def _absolute(stage: str, recipe: run.Partial, executor: run.Executor) -> None:
             )
 
 
-# ---- places -------------------------------------------------------------------------------------------------------
+# ---- executors ----------------------------------------------------------------------------------------------------
 
 
-def _slurm(executor: run.SlurmExecutor) -> None:
+def _check_slurm(executor: run.SlurmExecutor) -> None:
     if "/nemo_run" in get_nemorun_home():
         raise ConfigError(
             f"NEMORUN_HOME: {get_nemorun_home()!r}; NeMo-Run takes '/nemo_run' in it for the job's own folder; set "
@@ -182,17 +184,20 @@ def _slurm(executor: run.SlurmExecutor) -> None:
         )
     if isinstance(executor.tunnel, run.LocalTunnel) and shutil.which("sbatch") is None:
         raise ConfigError("run.executor: this machine has no sbatch; run on a login node, or give ssh=user@host")
-    partitions = _asked(executor, "sinfo --all --noheader --format=%R")
+    partitions = _run_on_cluster(executor, "sinfo --all --noheader --format=%R")
     if partitions.return_code:
-        said = " ".join((partitions.stderr or partitions.stdout).split())
-        raise ConfigError(f"run.executor: Slurm does not answer: {said}")
+        output = " ".join((partitions.stderr or partitions.stdout).split())
+        raise ConfigError(f"run.executor: Slurm does not answer: {output}")
     known = set(partitions.stdout.split())
     missing = set((executor.partition or "").split(",")) - known - {""}
     if missing:
         raise ConfigError(
             f"run.executor.partition: there is no {', '.join(sorted(missing))!r}; there are: {', '.join(sorted(known))}"
         )
-    if executor.container_image is not None and "--container-image" not in _asked(executor, "srun --help 2>&1").stdout:
+    if (
+        executor.container_image is not None
+        and "--container-image" not in _run_on_cluster(executor, "srun --help 2>&1").stdout
+    ):
         raise ConfigError(
             f"run.executor.container_image: {executor.container_image}, but this Slurm has no pyxis to run containers; "
             "leave it out, and activate what the job needs by setup_lines=['source venv/bin/activate']"
@@ -207,8 +212,8 @@ def _slurm(executor: run.SlurmExecutor) -> None:
                 raise ConfigError(f"run.executor.container_mounts: {mount}: there is no {folder}")
 
 
-def _asked(executor: run.SlurmExecutor, command: str) -> Any:
-    """What a command says on the cluster."""
+def _run_on_cluster(executor: run.SlurmExecutor, command: str) -> Any:
+    """Run a command on the cluster; return its result."""
     try:
         return executor.tunnel.run(command, warn=True, in_stream=False)
     except SystemExit:
@@ -217,7 +222,7 @@ def _asked(executor: run.SlurmExecutor, command: str) -> Any:
         raise ConfigError(f"run.executor.ssh: {executor.tunnel.key} cannot be reached ({error})") from None
 
 
-def _docker(executor: run.DockerExecutor) -> None:
+def _check_docker(executor: run.DockerExecutor) -> None:
     import docker
     from docker.errors import DockerException
 

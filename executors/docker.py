@@ -1,4 +1,4 @@
-"""A container on this machine."""
+"""Executor: a Docker container on this machine."""
 
 import os
 from pathlib import Path
@@ -21,30 +21,30 @@ def docker(
     network: str = "host",
     env_vars: Optional[dict[str, str]] = None,
 ) -> run.DockerExecutor:
-    """Processes in a container, several by torchrun; they begin in the folder where this is called.
+    """Run in a Docker container; torchrun starts several processes. The working directory is the current folder.
 
     Args:
-        container_image: a name, or `sha256:...`, which is not looked up in a registry.
-        ntasks_per_node: processes; as many as the recipe's `trainer.devices`.
-        gpus: how many it sees; -1: all; None: none.
-        volumes: `/data:/data`, `/data:/data:ro`.
-        shm_size: shared memory, which NCCL and data workers use.
-        ulimits: `name:soft[:hard]`; None: those of NVIDIA's guide, unlimited locked memory and a stack of 64 MiB.
-        network: "host", or the name of a network.
-        env_vars: environment of the job.
+        container_image: image name, or `sha256:...`, which is not looked up in a registry.
+        ntasks_per_node: number of processes; equal to the recipe's `trainer.devices`.
+        gpus: number of visible GPUs; -1: all; None: none.
+        volumes: volumes to mount, `/data:/data`, `/data:/data:ro`.
+        shm_size: size of shared memory, which NCCL and data workers use.
+        ulimits: `name:soft[:hard]`; None: the values of NVIDIA's guide, unlimited locked memory and a 64 MiB stack.
+        network: "host", or the name of a Docker network.
+        env_vars: environment variables of the job.
 
     Raises:
-        ConfigError: a volume's folder is not there, or a variable looks like a secret.
+        ConfigError: a volume's folder does not exist, or a variable looks like a secret.
     """
     secret_names.refuse(env_vars)
     for volume in volumes or []:
         folder = Path(volume.split(":")[0]).expanduser()
         if folder.is_absolute() and not folder.exists():
             raise ConfigError(f"run.executor.volumes: {volume}: there is no {folder}; Docker would make an empty one")
-    # NeMo-Run's containers begin in /nemo_run/code.
+    # The working directory of NeMo-Run's containers is /nemo_run/code.
     mounts = [f"{os.getcwd()}:/nemo_run/code", *(volumes or [])]
-    # A container's own name leads nowhere in the host's network, and torchrun would wait there.
-    address = {"PET_LOCAL_ADDR": "127.0.0.1"} if network == "host" else {}
+    # The container's host name does not resolve in the host network; torchrun would wait for it.
+    local_address = {"PET_LOCAL_ADDR": "127.0.0.1"} if network == "host" else {}
     return run.DockerExecutor(
         container_image=container_image,
         ntasks_per_node=ntasks_per_node,
@@ -56,5 +56,5 @@ def docker(
         network=network,
         packager=run.Packager(),
         launcher="torchrun" if ntasks_per_node > 1 else None,
-        env_vars={**address, **(env_vars or {})},
+        env_vars={**local_address, **(env_vars or {})},
     )

@@ -1,7 +1,7 @@
-"""Running stages on an executor so that a failure is a failure.
+"""Running stages on an executor, with failures raised.
 
-NeMo-Run alone returns as if all were well when a job failed, on this machine and in Docker starts the next stage after
-a failed one, and on Slurm waits for ever for a stage that can no longer begin.
+NeMo-Run alone returns normally when a job fails. On this machine and in Docker it starts the next stage after a failed
+one; on Slurm it waits forever for a stage that can no longer start.
 """
 
 import contextlib
@@ -21,57 +21,58 @@ from aligner.executors import checks, failures, sacct_shim
 from aligner.executors.local import terminate_children_on_signal
 
 SUCCEEDED = "succeeded.json"
-"""In the folder of a stage that succeeded, or beside its file: which recipe did."""
+"""File in the folder of a succeeded stage, or beside its output file, with the hash of its recipe."""
 
 
 def launch(
     stages: Mapping[str, run.Partial], executor: run.Executor, *, name: str = "align", detach: bool = False
 ) -> str:
-    """Run stages one after another, each on `executor`, with their logs on the screen.
+    """Run stages one after another on `executor`; their logs appear on the screen.
 
-    A string `stage:NAME` in a recipe, or `stage:NAME/rest`, stands for the folder of an earlier stage's run. A stage
-    that succeeded before, with the same recipe, is not run again, unless one before it is.
+    In a recipe, a string `stage:NAME` or `stage:NAME/rest` is replaced by the folder of an earlier stage. A stage that
+    has succeeded with the same recipe is skipped, unless an earlier stage runs.
 
     Args:
         stages: name -> recipe, in order.
-        executor: where.
-        name: of the experiment, for `nemo experiment list`.
-        detach: leave the jobs to Slurm and return; `nemo experiment status` and `logs` tell of them.
+        executor: executor of all stages.
+        name: name of the experiment, for `nemo experiment list`.
+        detach: submit to Slurm and return; follow the jobs with `nemo experiment status` and `nemo experiment logs`.
 
     Returns:
-        The experiment's id, for `nemo experiment status ID`; of the last stage, where each has one of its own.
+        The experiment's id, for `nemo experiment status ID`; if each stage is its own experiment, the last id. Empty
+        if all stages have succeeded before.
 
     Raises:
-        ConfigError: something is refused; nothing was started.
-        JobFailed: a stage failed; the message says where, how, and what it said last.
+        ConfigError: a check fails; nothing was started.
+        JobFailed: a stage failed; the message has its state, exit code, node and last log lines.
     """
     checks.not_in_a_job()
-    stages = _wired(stages)
+    stages = _resolve_stage_references(stages)
     checks.check_recipes(name, stages, executor)
-    left = _left(stages)
-    for stage in stages.keys() - left.keys():
+    remaining = _remaining_stages(stages)
+    for stage in stages.keys() - remaining.keys():
         log(f"stage {stage} has succeeded before: {folder_of(stages[stage])}")
-    if not left:
+    if not remaining:
         return ""
     checks.check_executor(executor, detach=detach)
     if isinstance(executor, run.SlurmExecutor):
         sacct_shim.ensure_sacct(executor, detach=detach)
-        return _run(name, left, executor, detach=detach)
+        return _run(name, remaining, executor, detach=detach)
     identity = ""
-    for stage, recipe in left.items():
-        title = f"{name}_{stage}" if len(stages) > 1 else name
+    for stage, recipe in remaining.items():
+        experiment_name = f"{name}_{stage}" if len(stages) > 1 else name
         with terminate_children_on_signal() if isinstance(executor, run.LocalExecutor) else contextlib.nullcontext():
-            identity = _run(title, {stage: recipe}, executor, detach=False)
+            identity = _run(experiment_name, {stage: recipe}, executor, detach=False)
     return identity
 
 
 def dryrun(stages: Mapping[str, run.Partial], executor: run.Executor, *, name: str = "align") -> None:
-    """Print what would be submitted, and refuse what would be refused; nothing is.
+    """Print what `launch` would submit, and run its checks; nothing is submitted.
 
     Raises:
-        ConfigError: see `launch`.
+        ConfigError: a check of `launch` fails.
     """
-    stages = _wired(stages)
+    stages = _resolve_stage_references(stages)
     checks.check_recipes(name, stages, executor)
     with _experiment(name, stages, executor) as experiment:
         folder = Path(experiment._exp_dir)
@@ -79,83 +80,87 @@ def dryrun(stages: Mapping[str, run.Partial], executor: run.Executor, *, name: s
         for script in sorted(folder.glob("*_sbatch.sh")):
             print(script.read_text())
         shipped = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "code" not in p.parts)
-        code = sum(p.is_file() for p in folder.glob("*/code/**/*"))
-        log(f"files of the job: {', '.join(shipped)}; and {code} of the code")
+        num_code_files = sum(p.is_file() for p in folder.glob("*/code/**/*"))
+        log(f"files of the job: {', '.join(shipped)}; and {num_code_files} code files")
         shutil.rmtree(folder)
     checks.check_executor(executor, detach=False)
 
 
 def _run(name: str, stages: Mapping[str, run.Partial], executor: run.Executor, *, detach: bool) -> str:
-    with _experiment(name, stages, executor) as experiment, failures.of_submission():
+    with _experiment(name, stages, executor) as experiment, failures.translate_submission_errors():
         try:
             experiment.run(detach=detach)
         except BaseException:
-            for job in experiment.jobs:  # those before the one that was refused
+            for job in experiment.jobs:  # jobs submitted before the refused one
                 job.cancel(experiment._runner)
             raise
     if detach:
         return experiment._id
-    found = failures.wait_until_final(experiment, executor)
+    statuses = failures.wait_until_final(experiment, executor)
     for stage, recipe in stages.items():
-        if failures.state(found[stage]) != "SUCCEEDED":
-            raise failures.JobFailed(failures.report(stage, found, experiment, executor))
-        with contextlib.suppress(OSError):  # another machine's folder
-            _note(recipe).write_text(json.dumps({"recipe": _identity(recipe)}))
+        if failures.state(statuses[stage]) != "SUCCEEDED":
+            raise failures.JobFailed(failures.report(stage, statuses, experiment, executor))
+        with contextlib.suppress(OSError):  # a folder on another machine
+            _success_file(recipe).write_text(json.dumps({"recipe": _recipe_hash(recipe)}))
     return experiment._id
 
 
 @contextlib.contextmanager
 def _experiment(name: str, stages: Mapping[str, run.Partial], executor: run.Executor) -> Iterator[run.Experiment]:
-    quiet = {"log_level": "WARNING", "enable_goodbye_message": False, "skip_status_at_exit": True}
-    with run.Experiment(name, executor=executor, **quiet) as experiment:  # type: ignore[arg-type]
-        before: list[str] = []
+    options = {"log_level": "WARNING", "enable_goodbye_message": False, "skip_status_at_exit": True}
+    with run.Experiment(name, executor=executor, **options) as experiment:  # type: ignore[arg-type]
+        previous: list[str] = []
         for stage, recipe in stages.items():
-            before = [experiment.add(recipe, name=stage, tail_logs=True, dependencies=before)]
+            previous = [experiment.add(recipe, name=stage, tail_logs=True, dependencies=previous)]
         yield experiment
 
 
-def _left(stages: Mapping[str, run.Partial]) -> dict[str, run.Partial]:
-    """Stages from the first one on that has not succeeded with this very recipe."""
+def _remaining_stages(stages: Mapping[str, run.Partial]) -> dict[str, run.Partial]:
+    """Return the stages from the first one that has not succeeded with the same recipe."""
     names = list(stages)
     for i, name in enumerate(names):
         try:
-            done = json.loads(_note(stages[name]).read_text())["recipe"] if folder_of(stages[name]).exists() else None
+            succeeded = (
+                json.loads(_success_file(stages[name]).read_text())["recipe"]
+                if folder_of(stages[name]).exists()
+                else None
+            )
         except (OSError, ValueError, KeyError):
-            done = None
-        if done != _identity(stages[name]):
+            succeeded = None
+        if succeeded != _recipe_hash(stages[name]):
             return {name: stages[name] for name in names[i:]}
     return {}
 
 
-def _identity(recipe: run.Partial) -> str:
+def _recipe_hash(recipe: run.Partial) -> str:
     return hashlib.sha256(ZlibJSONSerializer().serialize(recipe).encode()).hexdigest()[:16]
 
 
-def _note(recipe: run.Partial) -> Path:
-    """The file that says which recipe made a stage's folder, or its file."""
-    made = folder_of(recipe)
-    return made / SUCCEEDED if made.is_dir() else made.with_name(f"{made.name}.{SUCCEEDED}")
+def _success_file(recipe: run.Partial) -> Path:
+    """Return the path of a stage's `succeeded.json`."""
+    output = folder_of(recipe)
+    return output / SUCCEEDED if output.is_dir() else output.with_name(f"{output.name}.{SUCCEEDED}")
 
 
 def folder_of(recipe: run.Partial) -> Path:
-    """What a stage makes: the folder of its run, or what its `output` names."""
+    """Return the output of a stage: the folder of its run, or the path in `output`."""
     log: Any = getattr(recipe, "log", None)
     if log is not None:
         return Path(log.log_dir or "nemo_experiments").expanduser() / log.name
     return Path(str(getattr(recipe, "output", None) or "nowhere"))
 
 
-def _wired(stages: Mapping[str, run.Partial]) -> dict[str, run.Partial]:
-    """The recipes with `stage:NAME` replaced by the folder of that stage, which must be an earlier one."""
-    found: dict[str, run.Partial] = {}
+def _resolve_stage_references(stages: Mapping[str, run.Partial]) -> dict[str, run.Partial]:
+    """Return the recipes with each `stage:NAME` replaced by the folder of that earlier stage."""
+    resolved: dict[str, run.Partial] = {}
 
-    def path(text: str) -> str:
+    def replace(text: str) -> str:
         if not text.startswith("stage:"):
             return text
         name, slash, rest = text.removeprefix("stage:").partition("/")
-        checks.known_stage(text, name, list(found))
-        return f"{folder_of(found[name])}{slash}{rest}"
+        checks.known_stage(text, name, list(resolved))
+        return f"{folder_of(resolved[name])}{slash}{rest}"
 
     for stage, recipe in stages.items():
-        found[stage] = checks.mapped(copy.deepcopy(recipe), path)
-    return found
+        resolved[stage] = checks.map_strings(copy.deepcopy(recipe), replace)
+    return resolved

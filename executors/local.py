@@ -1,4 +1,4 @@
-"""This machine."""
+"""Executor: processes on this machine."""
 
 import contextlib
 import os
@@ -17,18 +17,21 @@ from aligner.common.console import log
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 60.0
-"""Seconds that processes are left for the step under way and a save. torchrun leaves its ranks 30."""
+"""Seconds for processes to finish the current step and save; torchrun gives its ranks 30 s."""
 
 
 def local(*, ntasks_per_node: int = 1, env_vars: Optional[dict[str, str]] = None) -> run.LocalExecutor:
-    """Processes of this machine; several are started by torchrun.
+    """Run on this machine; torchrun starts several processes.
 
     Args:
-        ntasks_per_node: processes; as many as the recipe's `trainer.devices`.
-        env_vars: further environment of the job.
+        ntasks_per_node: number of processes; equal to the recipe's `trainer.devices`.
+        env_vars: additional environment variables of the job.
+
+    Raises:
+        ConfigError: a variable looks like a secret.
     """
     secret_names.refuse(env_vars)
-    # NeMo-Run starts `torchrun` from PATH, which need not be the one beside this Python.
+    # NeMo-Run starts the first `torchrun` in PATH; put this Python's folder first.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return run.LocalExecutor(
         ntasks_per_node=ntasks_per_node,
@@ -39,33 +42,33 @@ def local(*, ntasks_per_node: int = 1, env_vars: Optional[dict[str, str]] = None
 
 @contextlib.contextmanager
 def terminate_children_on_signal() -> Iterator[None]:
-    """Within it, Ctrl-C or SIGTERM end the processes that were started, too; NeMo-Run would leave them behind.
+    """On Ctrl-C or SIGTERM, also end the processes started within the context; NeMo-Run would leave them running.
 
-    They are told once, so that they save, and killed if they are still there after `GRACE` seconds.
+    Each process receives SIGTERM once and saves. A process that runs after `GRACE` seconds is killed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    us = psutil.Process()
-    there = {process.pid for process in us.children()}
+    parent = psutil.Process()
+    existing_pids = {process.pid for process in parent.children()}
 
     def end(number: int, _: Any) -> None:
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        log("ends its jobs, which save first")
-        started = [process for process in us.children() if process.pid not in there]
-        family = [*started, *(p for process in started for p in process.children(recursive=True))]
+        for ignored in SIGNALS:
+            signal.signal(ignored, signal.SIG_IGN)
+        log("terminating the jobs, which save first")
+        started = [process for process in parent.children() if process.pid not in existing_pids]
+        processes = [*started, *(p for process in started for p in process.children(recursive=True))]
         for process in started:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
-        for process in psutil.wait_procs(family, timeout=GRACE)[1]:
+        for process in psutil.wait_procs(processes, timeout=GRACE)[1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, end) for number in SIGNALS}
+    old_handlers = {number: signal.signal(number, end) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)

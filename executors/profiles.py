@@ -1,4 +1,4 @@
-"""A site's executors by name, from one file: what a team writes down once.
+"""Executor profiles: named executor settings of a site, in one TOML file.
 
     # ~/.config/nemo-align/executors.toml
     [mycluster]
@@ -28,46 +28,46 @@ KINDS: dict[str, Callable[..., run.Executor]] = {"local": local, "docker": docke
 
 
 def file() -> Path:
-    """Where profiles are read from: $NEMO_ALIGN_EXECUTORS, or `nemo-align/executors.toml` of the user's settings."""
+    """Return the path of the profiles: $NEMO_ALIGN_EXECUTORS, or `nemo-align/executors.toml` in $XDG_CONFIG_HOME."""
     settings = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     return Path(os.environ.get("NEMO_ALIGN_EXECUTORS") or f"{settings}/nemo-align/executors.toml").expanduser()
 
 
 def profiles() -> dict[str, run.Config]:
-    """Every profile as a config of its factory.
+    """Return every profile as a config of its executor function.
 
     Raises:
-        ConfigError: the file, or a profile in it, is not as it must be.
+        ConfigError: the file or one of its profiles is invalid.
     """
     path = file()
     if not path.is_file():
         return {}
     try:
-        found = tomli.loads(path.read_text())
+        tables = tomli.loads(path.read_text())
     except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML ({error})") from None
-    return {name: _config(f"{path}: [{name}]", held) for name, held in found.items()}
+    return {name: _config(f"{path}: [{name}]", table) for name, table in tables.items()}
 
 
 def profile(name: str, **changed: Any) -> run.Executor:
-    """The executor of a profile, with some of its settings changed.
+    """Return the executor of a profile, with settings overridden by `changed`.
 
     Raises:
-        ConfigError: there is no such profile, or a setting is none.
+        ConfigError: the profile does not exist, or one of its settings is unknown.
     """
-    found = profiles()
-    if name not in found:
-        raise ConfigError(f"{file()}: there is no [{name}]; there are: {', '.join(found) or 'none'}")
-    config = found[name]
+    configs = profiles()
+    if name not in configs:
+        raise ConfigError(f"{file()}: there is no [{name}]; there are: {', '.join(configs) or 'none'}")
+    config = configs[name]
     return config.__fn_or_cls__(**{**config.__arguments__, **changed})
 
 
-def _config(where: str, held: Any) -> run.Config:
-    if not isinstance(held, dict) or held.get("executor") not in KINDS:
+def _config(where: str, table: Any) -> run.Config:
+    if not isinstance(table, dict) or table.get("executor") not in KINDS:
         raise ConfigError(f'{where}: expected executor = "slurm", "docker" or "local", and that one\'s settings')
-    make, given = KINDS[held["executor"]], {k: v for k, v in held.items() if k != "executor"}
+    make, settings = KINDS[table["executor"]], {k: v for k, v in table.items() if k != "executor"}
     known = inspect.signature(make).parameters
-    for name in given:
+    for name in settings:
         if name not in known:
-            raise ConfigError(f"{where}: {held['executor']} has no setting {name!r}; it has: {', '.join(known)}")
-    return run.Config(make, **given)
+            raise ConfigError(f"{where}: {table['executor']} has no setting {name!r}; it has: {', '.join(known)}")
+    return run.Config(make, **settings)

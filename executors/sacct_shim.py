@@ -1,4 +1,4 @@
-"""An answer to `sacct` where Slurm keeps no accounts: NeMo-Run asks it for the state of every job."""
+"""A stand-in for `sacct` on clusters without Slurm accounting; NeMo-Run reads the state of every job from `sacct`."""
 
 import os
 from pathlib import Path
@@ -8,20 +8,20 @@ import nemo_run as run
 from aligner.common.errors import ConfigError
 
 SHIM = Path(__file__).resolve().parent / "sacct-shim"
-"""A folder with a `sacct` that answers from `scontrol`."""
+"""Folder of a `sacct` script that reads from `scontrol`."""
 
 
 def ensure_sacct(executor: run.SlurmExecutor, *, detach: bool) -> None:
-    """See that `sacct` answers in this process: put the stand-in first on the PATH where the real one does not.
+    """Put the stand-in first on the PATH of this process if the real `sacct` fails.
 
-    Of a job that ended, the stand-in knows for as long as the controller does (`MinJobAge`, five minutes by default).
+    The stand-in lists a finished job only as long as the controller does (`MinJobAge`, five minutes by default).
 
     Raises:
-        ConfigError: jobs of another machine are to be followed, and it keeps no accounts.
+        ConfigError: jobs on another machine are not detached, and that machine has no Slurm accounting.
     """
     if not isinstance(executor.tunnel, run.LocalTunnel):
         if not detach and executor.tunnel.run("sacct --jobs=0", warn=True, in_stream=False).return_code:
-            # NeMo-Run would cancel a job whose state it cannot ask for.
+            # NeMo-Run would cancel a job without a known state.
             raise ConfigError(
                 f"run.executor.ssh: Slurm keeps no accounts at {executor.tunnel.key}, so that jobs cannot be followed "
                 "from here; submit with --detach (detach=True), or run on its login node"
@@ -31,5 +31,5 @@ def ensure_sacct(executor: run.SlurmExecutor, *, detach: bool) -> None:
     real = executor.tunnel.run(f"PATH='{os.pathsep.join(path)}' sacct --jobs=0", warn=True, in_stream=False)
     if real.return_code:
         path = [str(SHIM), *path]
-    # Left so: jobs of other threads may be asked for, too.
+    # PATH is not restored: other threads may follow jobs, too.
     os.environ["PATH"] = os.pathsep.join(path)

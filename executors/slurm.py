@@ -1,4 +1,4 @@
-"""A Slurm cluster, from its login node or over SSH, in containers or without."""
+"""Executor: a Slurm cluster, from its login node or over SSH, with or without containers."""
 
 import os
 import re
@@ -15,15 +15,15 @@ from aligner.common.errors import REQUEUE, ConfigError
 from aligner.executors import packaging
 
 PREEMPTED = (REQUEUE, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
-"""Exit codes of a job that was told to end: it has saved, or could not listen yet."""
+"""Exit codes of a preempted job: it has saved, or had not yet installed its signal handler."""
 
-# NeMo-Run's script puts a job back into the queue whatever it ended with. One whose data is wrong would fail there
-# again and again, and one that is put back loses its own message; so its `scontrol requeue` is answered here.
-ONLY_IF_TOLD = """
+# NeMo-Run's script requeues a job after any exit code. A job with invalid data would fail again and again, and a
+# requeued job loses its error message. This function therefore intercepts `scontrol requeue`.
+REQUEUE_FILTER = """
 scontrol() {
   case "$1:$exitcode" in
     CODES) ;;
-    requeue:*) echo "[align] not put back into the queue: exit code $exitcode, on $SLURM_JOB_NODELIST"; return 0 ;;
+    requeue:*) echo "[align] not requeued: exit code $exitcode, on $SLURM_JOB_NODELIST"; return 0 ;;
   esac
   command scontrol "$@"
 }
@@ -31,8 +31,8 @@ trap 'exit ${exitcode:-$?}' EXIT
 """
 
 
-def _codes(launcher: str | None) -> list[int]:
-    """Exit codes of a job that is to come back; the fault-tolerance launcher tells all that went wrong by 1."""
+def _requeue_codes(launcher: str | None) -> list[int]:
+    """Return the exit codes after which a job is requeued; the fault-tolerance launcher exits with 1 on any failure."""
     return [*PREEMPTED, *([1] if launcher == "ft" else [])]
 
 
@@ -59,47 +59,49 @@ def slurm(
     job_dir: Optional[str] = None,
     launcher: Optional[str] = None,
 ) -> run.SlurmExecutor:
-    """A job of `nodes` x `ntasks_per_node` processes, each started by srun, which come back when they were preempted.
+    """Run as a Slurm job of `nodes` x `ntasks_per_node` processes, each started by srun.
 
-    `signal_delay_s` seconds before the time limit, and when it is preempted, the job is told to end; it saves, and is put back
-    into the queue, at most `retries` times; so is a job whose node failed. One that ends with an error is not.
+    The job receives SIGTERM `signal_delay_s` seconds before the time limit, and on preemption. It then saves a
+    checkpoint and is requeued, at most `retries` times. A job is also requeued after a node failure, but not after an
+    error.
 
     Args:
-        account: who pays, as `sbatch --account`.
-        partition: where; None: the cluster's default.
-        nodes: machines; as many as the recipe's `trainer.num_nodes`.
-        gpus_per_node: of each; None where the cluster counts none.
-        ntasks_per_node: processes on each, as many as `trainer.devices`; None: one for each GPU, or one.
-        time: limit of one job, `[D-]HH:MM:SS`; a longer run is several jobs.
-        signal_delay_s: seconds for the last step and the save.
-        retries: how often a job is put back.
-        exclusive: whether it has its nodes for itself.
-        exclude: nodes that it must not run on, `n3,n[7-9]`.
-        mem: memory of a node, `64G`; "0": all.
-        container_image: for pyxis; None: no container, this Python or what `setup_lines` activates.
-        container_mounts: `/data:/data`; without ssh the folder where this is called is mounted, too.
-        setup_lines: lines of bash before the job, `module load ...`, `source venv/bin/activate`.
-        env_vars: environment of the job; none of them a secret (sbatch passes on what is exported here).
-        sbatch: further flags, `{"qos": "high"}`.
-        ssh: `user@host[:port]` of a login node; None: this machine is one.
-        ssh_identity: private key for it.
-        job_dir: folder on the cluster for scripts and logs; with `ssh`.
-        launcher: None: srun starts the ranks; "ft": NVIDIA's fault-tolerance launcher on each node, which starts ranks
-            anew that died or hang; it tells all failures alike, so that `retries` alone bounds them.
+        account: Slurm account, as in `sbatch --account`.
+        partition: partition; None: the cluster's default.
+        nodes: number of nodes; equal to the recipe's `trainer.num_nodes`.
+        gpus_per_node: GPUs per node; None if the cluster does not count GPUs.
+        ntasks_per_node: processes per node, equal to `trainer.devices`; None: one per GPU, or one without GPUs.
+        time: time limit of a job, `[D-]HH:MM:SS`; a longer run takes several jobs.
+        signal_delay_s: seconds between the signal and the time limit, for the last step and the save.
+        retries: maximum number of requeues.
+        exclusive: reserve whole nodes.
+        exclude: nodes to exclude, `n3,n[7-9]`.
+        mem: memory per node, `64G`; "0": all.
+        container_image: container image for pyxis; None: no container; the job uses this Python or what `setup_lines`
+            activates.
+        container_mounts: mounts, `/data:/data`; without `ssh`, the current folder is mounted, too.
+        setup_lines: bash lines before the job, `module load ...`, `source venv/bin/activate`.
+        env_vars: environment variables of the job; secrets are refused (sbatch passes on exported variables).
+        sbatch: additional sbatch flags, `{"qos": "high"}`.
+        ssh: `user@host[:port]` of a login node; None: this machine is a login node.
+        ssh_identity: private SSH key.
+        job_dir: folder on the cluster for scripts and logs; required with `ssh`.
+        launcher: None: srun starts the ranks; "ft": NVIDIA's fault-tolerance launcher on each node, which restarts dead
+            or hanging ranks. With "ft" all failures have the same exit code, so only `retries` limits the requeues.
 
     Raises:
-        ConfigError: an argument is not as it must be.
+        ConfigError: an argument is invalid.
     """
-    _check(time, signal_delay_s, retries, ssh, job_dir, launcher)
-    ranks = ntasks_per_node or gpus_per_node or 1
+    _check_arguments(time, signal_delay_s, retries, ssh, job_dir, launcher)
+    tasks = ntasks_per_node or gpus_per_node or 1
     executor = run.SlurmExecutor(
         account=account,
         partition=partition,
         nodes=nodes,
-        ntasks_per_node=ranks,
+        ntasks_per_node=tasks,
         gpus_per_node=gpus_per_node,
         time=time,
-        # To the ranks, not to the script, which is to live on and put the job back.
+        # Signal the ranks only: the batch script must survive to requeue the job.
         signal=f"TERM@{signal_delay_s}",
         exclusive=exclusive or None,
         exclude=exclude,
@@ -107,7 +109,7 @@ def slurm(
         container_image=container_image,
         additional_parameters={"overcommit": True, "kill_on_invalid_dep": "yes", **(sbatch or {})},
         tunnel=_tunnel(ssh, ssh_identity, job_dir),
-        **_surroundings(container_image, container_mounts, env_vars, setup_lines, ssh, launcher),
+        **_job_environment(container_image, container_mounts, env_vars, setup_lines, ssh, launcher),
         launcher=launcher,
         poll_estimated_start_time=False,
     )
@@ -115,7 +117,7 @@ def slurm(
     return executor
 
 
-def _surroundings(
+def _job_environment(
     image: str | None,
     container_mounts: list[str] | None,
     env_vars: dict[str, str] | None,
@@ -123,40 +125,39 @@ def _surroundings(
     ssh: str | None,
     launcher: str | None,
 ) -> dict[str, Any]:
-    """Code, folder, environment and script around a job, as arguments of run.SlurmExecutor."""
-    here, (packager, names) = os.getcwd(), packaging.code()
-    environment, mounts, arguments = names | _environment(env_vars), list(container_mounts or []), []
-    lines = [ONLY_IF_TOLD.replace("CODES", "|".join(f"requeue:{code}" for code in _codes(launcher)))]
+    """Return code, folder, environment and script of a job, as arguments of run.SlurmExecutor."""
+    folder, (packager, commit_vars) = os.getcwd(), packaging.code()
+    environment, mounts, srun_args = commit_vars | _environment(env_vars), list(container_mounts or []), []
+    lines = [REQUEUE_FILTER.replace("CODES", "|".join(f"requeue:{code}" for code in _requeue_codes(launcher)))]
     if image is not None:
-        # Python begins in the folder of the code that was shipped, and the image keeps its own PYTHONPATH.
-        mounts += [f"{here}:{here}"] if ssh is None else []
+        # Python starts in the folder of the shipped code; the image keeps its own PYTHONPATH.
+        mounts += [f"{folder}:{folder}"] if ssh is None else []
     elif ssh is None:
-        # What was shipped comes before what is installed; relative paths are those of this folder.
-        shipped = ":".join(filter(None, ["/nemo_run/code", environment.get("PYTHONPATH")]))
-        environment |= {"PYTHONPATH": shipped, "PYTHONSAFEPATH": "1"}
-        arguments.append(f"--chdir={shlex.quote(here)}")
+        # Shipped code comes before installed code; paths are relative to the current folder.
+        python_path = ":".join(filter(None, ["/nemo_run/code", environment.get("PYTHONPATH")]))
+        environment |= {"PYTHONPATH": python_path, "PYTHONSAFEPATH": "1"}
+        srun_args.append(f"--chdir={shlex.quote(folder)}")
         lines.append(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
     return {
         "packager": packager,
         "env_vars": environment,
         "container_mounts": mounts,
-        # An image's own values would come before those that are exported.
+        # Without this list, the image's own values override exported ones.
         "container_env": sorted(environment) if image else None,
-        # A rank that has saved and ended must not have srun kill the others, which are just about to: they have the
-        # 60 s that NeMo-Run's `--wait` leaves them.
-        "srun_args": ["--label", "--kill-on-bad-exit=0", *arguments],
+        # When a rank has saved and ended, srun must not kill the others: NeMo-Run's `--wait` gives them 60 s to end.
+        "srun_args": ["--label", "--kill-on-bad-exit=0", *srun_args],
         "setup_lines": "\n".join([*lines, *(setup_lines or [])]),
     }
 
 
-def _check(
+def _check_arguments(
     time: str, signal_delay_s: int, retries: int, ssh: str | None, job_dir: str | None, launcher: str | None
 ) -> None:
     seconds = seconds_of(time)
     if seconds <= signal_delay_s:
         raise ConfigError(
-            f"run.executor.signal_delay_s: {signal_delay_s} s before the end of a job of {time}; it would be told to end at once. "
-            "Lower it, or raise time"
+            f"run.executor.signal_delay_s: {signal_delay_s} s before the end of a job of {time}; it would "
+            "be told to end at once. Lower it, or raise time"
         )
     if ssh is not None and job_dir is None:
         raise ConfigError("run.executor.job_dir: missing; with ssh, name a folder on the cluster for scripts and logs")
@@ -170,23 +171,23 @@ def _check(
 
 
 def seconds_of(time: str) -> int:
-    """A Slurm time limit, `[D-]HH[:MM[:SS]]` or `MM[:SS]`, in seconds.
+    """Convert a Slurm time limit, `[D-]HH[:MM[:SS]]` or `MM[:SS]`, to seconds.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the time limit is invalid.
     """
     days, dash, rest = time.rpartition("-")
     parts = rest.split(":")
     if not all(part.isdigit() for part in [*parts, days or "0"]) or len(parts) > 3:
         raise ConfigError(f"run.executor.time: {time!r} is not a time; write [D-]HH:MM:SS")
-    # 90 is minutes, 90:00 minutes and seconds, 1-2 days and hours.
+    # 90: minutes; 90:00: minutes and seconds; 1-2: days and hours.
     numbers = [0, *map(int, parts)] if not dash and len(parts) < 3 else list(map(int, parts))
     hours, minutes, seconds = (*numbers, 0, 0)[:3]
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _environment(env_vars: dict[str, str] | None) -> dict[str, str]:
-    """Variables as NeMo-Run writes them into the script: in capitals and unquoted."""
+    """Return quoted variables: NeMo-Run writes them into the script in capitals and without quotes."""
     secret_names.refuse(env_vars)
     for name, value in (env_vars or {}).items():
         if name != name.upper():
@@ -201,11 +202,11 @@ def _environment(env_vars: dict[str, str] | None) -> dict[str, str]:
 def _tunnel(ssh: str | None, identity: str | None, job_dir: str | None) -> Any:
     if ssh is None:
         return run.LocalTunnel(job_dir="")
-    found = re.fullmatch(r"([^@\s]+)@([^:\s]+)(?::(\d+))?", ssh)
-    if found is None:
+    match = re.fullmatch(r"([^@\s]+)@([^:\s]+)(?::(\d+))?", ssh)
+    if match is None:
         raise ConfigError(f"run.executor.ssh: {ssh!r}; write user@host or user@host:port")
     if identity is not None and not Path(identity).expanduser().is_file():
         raise ConfigError(f"run.executor.ssh_identity: there is no {identity}; name a private key")
-    user, host, port = found.groups()
+    user, host, port = match.groups()
     key = str(Path(identity).expanduser()) if identity else None
     return run.SSHTunnel(host=host, user=user, port=int(port) if port else None, identity=key, job_dir=str(job_dir))

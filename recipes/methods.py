@@ -1,4 +1,4 @@
-"""What the recipes of all models share: a run given a model and sizes, and the methods, which say what it minimizes."""
+"""Shared parts of all recipes: a run of a model, and the training methods, which set its objective."""
 
 from typing import Optional
 
@@ -25,11 +25,11 @@ def recipe(
     warmup_steps: int = 10,
     apply_chat_template: bool = False,
 ) -> run.Partial:
-    """A run of a model, with the objective still to be said.
+    """Return a run of a model without an objective; a method adds it.
 
-    `packed_sequence` fills micro-batches by tokens (`aligner.data.microbatches`). `init_from` is a checkpoint, a Hugging Face
-    folder, `hf://name`, or the recipe of a stage that makes one. The defaults are those of NVIDIA's guide
-    (docs/hyperparameters.md).
+    `packed_sequence` fills micro-batches by tokens (`aligner.data.microbatches`). `init_from` is a checkpoint, a
+    Hugging Face folder, `hf://name`, or the recipe of a stage that writes a checkpoint. The defaults are those of
+    NVIDIA's guide (docs/hyperparameters.md).
     """
     from aligner.checkpoint.resume import Resume
     from aligner.data.module import AlignDataModule
@@ -74,22 +74,22 @@ def recipe(
 
 
 def dpo(recipe: run.Partial) -> run.Partial:
-    """Direct preference optimization against the starting policy."""
+    """Set direct preference optimization; the reference is the initial policy."""
     return _preference(recipe, run.Partial(losses.dpo, beta=0.1))
 
 
 def ipo(recipe: run.Partial) -> run.Partial:
-    """Identity preference optimization, on log-probabilities averaged over tokens as its authors mean it."""
+    """Set identity preference optimization, with log-probabilities averaged over tokens as its authors intend."""
     return _preference(recipe, run.Partial(losses.ipo, beta=0.1))
 
 
 def rpo(recipe: run.Partial) -> run.Partial:
-    """Reward-aware preference optimization, backward KL, as NVIDIA trains with it; made for rows with rewards."""
+    """Set reward-aware preference optimization with backward KL, as NVIDIA uses it, for rows with rewards."""
     return _preference(recipe, run.Partial(losses.rpo_bwd_kl, beta=0.1, reward_scale=1.0))
 
 
 def kto(recipe: run.Partial) -> run.Partial:
-    """Kahneman-Tversky optimization of single responses; pairs are split into two."""
+    """Set Kahneman-Tversky optimization of single responses; a pair is split into two."""
     return _preference(recipe, run.Partial(unpaired.kto, beta=0.1))
 
 
@@ -101,7 +101,7 @@ def _preference(recipe: run.Partial, loss: run.Partial) -> run.Partial:
 
 
 def sft(recipe: run.Partial) -> run.Partial:
-    """Supervised fine-tuning on demonstrations: the response's negative log-likelihood per token."""
+    """Set supervised fine-tuning on demonstrations: the response's negative log-likelihood per token."""
     recipe.preference_loss_weight, recipe.sft_loss_weight = 0.0, 1.0
     return recipe
 
@@ -110,28 +110,28 @@ def sft(recipe: run.Partial) -> run.Partial:
 
 
 def adapters(scheme: Optional[str]) -> run.Config | None:
-    """NeMo's LoRA or DoRA, over all linear layers of attention and MLP; None trains all weights.
+    """Return NeMo's LoRA or DoRA for all linear layers of attention and MLP, or None to train all weights.
 
     Raises:
-        ValueError: another scheme is asked for.
+        ValueError: the scheme is unknown.
     """
     if scheme is None or str(scheme).lower() == "none":
         return None
     from nemo.collections.llm import peft
 
-    known = {"lora": peft.LoRA, "dora": peft.DoRA}
-    if scheme not in known:
+    schemes = {"lora": peft.LoRA, "dora": peft.DoRA}
+    if scheme not in schemes:
         raise ValueError(f"peft_scheme: is {scheme!r}; expected 'lora', 'dora' or None")
-    return run.Config(known[scheme], dim=32, alpha=32, dropout=0.0)
+    return run.Config(schemes[scheme], dim=32, alpha=32, dropout=0.0)
 
 
 def trainer(
     num_nodes: int, num_gpus_per_node: int, *, max_steps: int, max_epochs: int, validate_every: int | float
 ) -> run.Config:
-    """NeMo's trainer over Megatron: bfloat16 on GPUs, float32 on a CPU.
+    """Return NeMo's trainer with Megatron: bfloat16 on GPUs, float32 on a CPU.
 
-    It stops after `max_steps` or `max_epochs` (-1: no limit), whichever comes first, and validates every so many steps
-    or, if a fraction is given, parts of an epoch.
+    Training stops after `max_steps` or `max_epochs` (-1: no limit), whichever comes first. `validate_every` is the
+    validation interval: a number of steps, or a fraction of an epoch.
     """
     from nemo import lightning as nl
 
@@ -143,7 +143,7 @@ def trainer(
         pipeline_model_parallel_size=1,
         gradient_as_bucket_view=True,
         ckpt_async_save=False,
-        # Checkpoints that every parallel layout can load, with Megatron's distributed optimizer, too.
+        # Checkpoints load with any parallel sizes, also with Megatron's distributed optimizer.
         ckpt_optim_fully_reshardable=True,
     )
     return run.Config(
@@ -164,7 +164,7 @@ def trainer(
 
 
 def log(dir: str, name: str, *, save_every: int) -> run.Config:
-    """Where the run lives; the newest checkpoint is kept, so that any run can go on."""
+    """Return the logger: run folder and checkpointing; the newest checkpoint is kept for resuming."""
     from nemo import lightning as nl
 
     from aligner.callbacks.checkpointing import CheckpointCallback
@@ -174,7 +174,7 @@ def log(dir: str, name: str, *, save_every: int) -> run.Config:
 
 
 def adam(lr: float, *, min_lr: float, warmup_steps: int, max_steps: int) -> run.Config:
-    """Megatron's Adam under a cosine that falls to `min_lr` after a linear warm-up."""
+    """Return Megatron's Adam with linear warmup and cosine decay to `min_lr`."""
     from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule
 
     from aligner.backend import hardware

@@ -1,4 +1,4 @@
-"""What the iterated recipes of all models share: rounds of generating, judging, selecting and aligning."""
+"""Shared parts of all self-rewarding recipes: iterations of generating, judging, selecting and aligning."""
 
 import copy
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from aligner.judge.selection import check_control
 from aligner.judge.self_rewarding import Iteration, self_reward
 
 SEED = 1234
-"""Of the first round's answers; each further one has the next."""
+"""Random seed of the first iteration's responses; each further iteration adds 1."""
 
 
 def per_iteration(name: str, value: Any, iterations: int) -> list[Any]:
-    """A value for each iteration: the same for all, or a list of as many.
+    """Return a list with a value for each iteration, from a list of this length or one value for all.
 
     Raises:
-        ConfigError: the list is of another length.
+        ConfigError: the list has another length.
     """
     if not isinstance(value, list | tuple):
         return [value] * iterations
@@ -51,22 +51,22 @@ def pipeline(
     beta: float | list[float] | None = None,
     **generate: Any,
 ) -> run.Partial:
-    """A pipeline; `policy`, `engine` and `select` say what its stages are.
+    """Return a self-rewarding pipeline with stages from `policy`, `engine` and `select`.
 
     Args:
-        policy: the recipe of a round's training, given dir, name, init_from and train.
-        engine: who answers, given a checkpoint.
-        dir, name: the pipeline's folder.
-        init_from: what the first round starts from; a recipe is run first.
-        prompts: of all rounds, or a list with one file for each.
-        iterations: rounds.
-        select: the stage that makes rows, given the number of the round, its files and its prompts.
-        judge: who scores answers; None: the policy of the round.
-        judged: whether answers are scored at all.
-        num_judgments: of each answer by the policy.
-        meta: whether the policy learns to judge, too.
-        held_out: prompts that each policy answers greedily at the end of its round.
-        beta: of the loss, or a list with one for each iteration; None: the recipe's own.
+        policy: takes dir, name, init_from and train; returns the training recipe of an iteration.
+        engine: takes a checkpoint; returns its generation backend.
+        dir, name: folder of the pipeline.
+        init_from: initial policy; a recipe is run first.
+        prompts: prompts of all iterations, or a list with one file per iteration.
+        iterations: number of iterations.
+        select: takes the iteration's number, files and prompts; returns the stage that writes training rows.
+        judge: judge of the responses; None: the policy at the start of the iteration.
+        judged: whether responses are judged.
+        num_judgments: judgments per response if the policy is the judge.
+        meta: whether the policy is also trained to judge.
+        held_out: prompts for the evaluation of each policy at the end of its iteration.
+        beta: beta of the loss, or a list with a value per iteration; None: the recipe's own.
         generate: further arguments of `generate_responses`.
 
     Raises:
@@ -74,60 +74,61 @@ def pipeline(
     """
     if iterations < 1:
         raise ConfigError(f"iterations: must be at least 1, found {iterations}")
-    asked, betas = per_iteration("prompts", prompts, iterations), per_iteration("beta", beta, iterations)
+    prompts_list, betas = per_iteration("prompts", prompts, iterations), per_iteration("beta", beta, iterations)
     first = init_from if isinstance(init_from, run.Partial) else None
-    at = f"{first.log.log_dir}/{first.log.name}" if first is not None else str(init_from)
-    made = []
+    checkpoint = f"{first.log.log_dir}/{first.log.name}" if first is not None else str(init_from)
+    stages = []
     for i in range(1, iterations + 1):
-        here = f"{dir}/{name}/iteration-{i}"
-        named = {part: f"{here}/{part}.jsonl" for part in ("candidates", "judgments", "judge_pairs", "train")}
-        question, scoring = (
-            asked[i - 1],
-            judge or run.Config(ModelJudge, engine=engine(at), num_judgments=num_judgments),
-        )
-        one = run.Config(
+        folder = f"{dir}/{name}/iteration-{i}"
+        files = {part: f"{folder}/{part}.jsonl" for part in ("candidates", "judgments", "judge_pairs", "train")}
+        iteration_judge = judge or run.Config(ModelJudge, engine=engine(checkpoint), num_judgments=num_judgments)
+        iteration_prompts = prompts_list[i - 1]
+        iteration = run.Config(
             Iteration,
             generate=run.Partial(
                 generate_responses,
-                prompts=question,
-                output=named["candidates"],
-                engine=engine(at),
+                prompts=iteration_prompts,
+                output=files["candidates"],
+                engine=engine(checkpoint),
                 seed=SEED + i - 1,
                 **generate,
             ),
-            select=select(i, named, question),
-            align=policy(dir=here, name="policy", init_from=at, train=named["train"]),
+            select=select(i, files, iteration_prompts),
+            align=policy(dir=folder, name="policy", init_from=checkpoint, train=files["train"]),
         )
         if betas[i - 1] is not None:
-            one.align.loss.beta = betas[i - 1]
+            iteration.align.loss.beta = betas[i - 1]
         if judged:
-            one.judge = _judge(named, question, scoring)
+            iteration.judge = _judge(files, iteration_prompts, iteration_judge)
         if meta:
-            one.meta_judge = _meta(named, question, scoring, engine(at))
-        at = f"{here}/policy"
+            iteration.meta_judge = _meta(files, iteration_prompts, iteration_judge, engine(checkpoint))
+        checkpoint = f"{folder}/policy"
         if held_out is not None:
-            one.evaluate = _evaluate(held_out, f"{here}/score.json", engine(at), copy.deepcopy(scoring), generate)
-        made.append(one)
-    return run.Partial(self_reward, output=f"{dir}/{name}", iterations=made, start=first)
+            evaluation_judge = copy.deepcopy(iteration_judge)
+            iteration.evaluate = _evaluate(
+                held_out, f"{folder}/score.json", engine(checkpoint), evaluation_judge, generate
+            )
+        stages.append(iteration)
+    return run.Partial(self_reward, output=f"{dir}/{name}", iterations=stages, start=first)
 
 
-def _judge(named: dict[str, str], prompts: Any, judge: run.Config) -> run.Partial:
+def _judge(files: dict[str, str], prompts: Any, judge: run.Config) -> run.Partial:
     return run.Partial(
         judge_responses,
         prompts=prompts,
-        candidates=named["candidates"],
-        output=named["judgments"],
+        candidates=files["candidates"],
+        output=files["judgments"],
         judge=copy.deepcopy(judge),
     )
 
 
-def _meta(named: dict[str, str], prompts: Any, judge: run.Config, engine: run.Config) -> run.Partial:
+def _meta(files: dict[str, str], prompts: Any, judge: run.Config, engine: run.Config) -> run.Partial:
     return run.Partial(
         meta_judge,
         prompts=prompts,
-        candidates=named["candidates"],
-        judgments=named["judgments"],
-        output=named["judge_pairs"],
+        candidates=files["candidates"],
+        judgments=files["judgments"],
+        output=files["judge_pairs"],
         engine=engine,
         judge=copy.deepcopy(judge),
     )
@@ -138,59 +139,64 @@ def _evaluate(
 ) -> run.Partial:
     from aligner.judge.judge_policy import evaluate
 
-    more = {name: value for name, value in generate.items() if name == "max_tokens"}
-    return run.Partial(evaluate, prompts=held_out, output=output, engine=engine, judge=judge, **more)
+    limit = {name: value for name, value in generate.items() if name == "max_tokens"}
+    return run.Partial(evaluate, prompts=held_out, output=output, engine=engine, judge=judge, **limit)
 
 
 def engine(
     apply_chat_template: bool, num_nodes: int, num_gpus_per_node: int, tensor_model_parallel_size: int, checkpoint: str
 ) -> run.Config:
-    """Megatron on the ranks that train; each tensor-parallel group is one copy of the policy."""
+    """Return a Megatron engine on the training ranks; each tensor-parallel group has a copy of the policy."""
     from aligner.generate.megatron_engine import MegatronEngine
 
     return run.Config(
-        MegatronEngine, checkpoint=checkpoint, apply_chat_template=apply_chat_template, batch_size=16, devices=num_gpus_per_node, num_nodes=num_nodes,
+        MegatronEngine,
+        checkpoint=checkpoint,
+        apply_chat_template=apply_chat_template,
+        batch_size=16,
+        devices=num_gpus_per_node,
+        num_nodes=num_nodes,
         tensor_model_parallel_size=tensor_model_parallel_size,
-    )  # fmt: skip
+    )
 
 
-# ---- what a round learns from --------------------------------------------------------------------------------------
+# ---- training rows of an iteration ---------------------------------------------------------------------------------
 
 
 def best_against_worst(
     length_control: float | list[float], iterations: int, *, meta: bool = False, **settings: Any
 ) -> Callable[[int, dict[str, str], Any], run.Partial]:
-    """Pairs of self-rewarding; ρ for each iteration.
+    """Return the `select` of `pipeline` for self-rewarding pairs, with ρ = `length_control` per iteration.
 
     Raises:
-        ConfigError: a list has another length.
+        ConfigError: a list has another length, or ρ is outside [0, 0.5).
     """
     controls = per_iteration("length_control", length_control, iterations)
     for control in controls:
         check_control(control)
 
-    def made(i: int, named: dict[str, str], prompts: Any) -> run.Partial:
+    def stage(i: int, files: dict[str, str], prompts: Any) -> run.Partial:
         return run.Partial(
             select_pairs,
             prompts=prompts,
-            candidates=named["candidates"],
-            judgments=named["judgments"],
-            output=named["train"],
+            candidates=files["candidates"],
+            judgments=files["judgments"],
+            output=files["train"],
             length_control=controls[i - 1],
-            judge_pairs=named["judge_pairs"] if meta else None,
+            judge_pairs=files["judge_pairs"] if meta else None,
             **settings,
         )
 
-    return made
+    return stage
 
 
 def given_against_own(_: int, named: dict[str, str], prompts: Any) -> run.Partial:
-    """Pairs of self-play: the given answer against the model's."""
+    """Return the stage of SPIN pairs: the reference response against the model's own."""
     return run.Partial(spin_pairs, prompts=prompts, candidates=named["candidates"], output=named["train"])
 
 
 def best_alone(_: int, named: dict[str, str], prompts: Any) -> run.Partial:
-    """Demonstrations: the best of several answers."""
+    """Return the stage of best-of-n demonstrations."""
     return run.Partial(
         best_responses,
         prompts=prompts,

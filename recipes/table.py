@@ -1,4 +1,4 @@
-"""docs/models.md, made from the recipes: `python -m aligner.recipes.table > docs/models.md`."""
+"""Generator of docs/models.md: `python -m aligner.recipes.table > docs/models.md`."""
 
 from typing import Any
 
@@ -13,7 +13,8 @@ HEAD = """# Models
 A page made from the recipes by `python -m aligner.recipes.table`. Each model has the recipes `sft`, `dpo`, `ipo`,
 `rpo` and `kto`, and most `self_rewarding` and `meta_rewarding` (not Gemma, whose attention our Megatron engine does not
 know, nor the three that are too large for it): `recipes.llama3_8b.dpo_recipe()`, and on the command line
-`nemo llm align --factory llama3_8b_dpo`. A recipe starts from the Hugging Face weights named here unless `init_from` names
+`nemo llm align --factory llama3_8b_dpo`. A recipe starts from the Hugging Face weights named here unless `init_from` \
+names
 others, and takes over sizes from them, so that it serves other models of its architecture, too.
 
 "Checked" is what our tests do on a CPU with a small random model of the architecture: imported, its log-probabilities
@@ -31,18 +32,18 @@ UNCHECKED = {"Gemma2Model": "no: NeMo's layers need Transformer Engine"}
 
 
 def page() -> str:
-    """The page."""
+    """Return the page, in Markdown."""
     lines = []
     for name in recipes.MODELS:
         getattr(recipes, name)
-    for name, about in sorted(families.MODELS.items()):
-        model = about.model()
+    for name, entry in sorted(families.MODELS.items()):
+        model = entry.model()
         kind, config = fdl.get_callable(model).__name__, fdl.get_callable(model.config).__name__
         checked = UNCHECKED.get(kind, "yes")
-        source = about.source.removeprefix("hf://")
+        source = entry.source.removeprefix("hf://")
         sizes = " | ".join(
             f"{layout} | {_size(getattr(recipes, name).dpo_recipe(peft_scheme=scheme))}"
-            for layout, scheme in ((about.layout, None), (about.adapters, "lora"))
+            for layout, scheme in ((entry.layout, None), (entry.adapters, "lora"))
         )
         lines.append(f"| `{name}` | {config} | {source} | {checked} | {sizes} |")
     return HEAD + "\n".join(lines) + "\n"

@@ -1,5 +1,5 @@
-"""From prompts to responses.
+"""Response generation.
 
-Read `engine` first: the interface of all engines (Megatron here, an OpenAI-compatible server, vLLM). `generation` is the
-`generate-responses` command; `requests` and `journal` answer each request once, whatever is killed in between.
+Read `engine` first: the interface of all engines (Megatron, an OpenAI-compatible server, vLLM). `generation` is the
+`generate-responses` command. `requests` and `journal` write one result per request, across kills and restarts.
 """

@@ -1,4 +1,4 @@
-"""Writing answers token by token, many at a time: an answer that ends makes room for the next one at once."""
+"""Decoding with continuous batching: a sequence that ends frees its slot for the next request."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from aligner.generate.kv_cache import KeyValueCache
 from aligner.generate.sampling import Sampling, sample_tokens
 
 Finish = Literal["stop", "length", "special"]
-"""Why an answer ended: as answers do; for want of room; with a special token that ends nothing."""
+"""Why a sequence ended: a stop token or stop string; `max_tokens`; a special token that is no stop token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """What decoding must know of a tokenizer."""
+    """Tokenizer properties that decoding needs."""
 
     size: int
-    """Ids from here on are padding of the model's, and never drawn."""
+    """Number of token ids. Ids from `size` on are padding of the model's vocabulary and are never sampled."""
     stop_token_ids: frozenset[int]
-    """Tokens that end an answer properly."""
+    """Tokens that end a sequence with `finish_reason` `stop`."""
     special: frozenset[int]
-    """Tokens that no answer contains."""
+    """Tokens that no response contains."""
     decode: Callable[[list[int]], str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeRequest:
-    """What is to be continued."""
+    """A tokenized prompt."""
 
     key: Any
     tokens: list[int]
@@ -41,27 +41,27 @@ class DecodeRequest:
 
 @dataclass(kw_only=True)
 class DecodedSequence:
-    """An answer, its end token among the tokens."""
+    """A generated sequence; `tokens` includes the end token."""
 
     key: Any
-    drawing: torch.Generator
+    generator: torch.Generator
     tokens: list[int] = field(default_factory=list)
     logp: float = 0.0
-    """Of the answer under the policy itself (temperature 1, all tokens), nats."""
+    """Log-probability of the sequence under the policy itself (temperature 1, all tokens), nats."""
     finish_reason: Finish | None = None
-    """None while it is being written."""
-    cut_at: str | None = None
-    """The stop text that ended it."""
+    """None while the sequence is being generated."""
+    stop_text: str | None = None
+    """The stop string that ended the sequence."""
 
 
 @dataclass
 class _Slot:
-    """A place in which answers are written one after another."""
+    """A row of the cache, used by one sequence after another."""
 
-    written: DecodedSequence | None = None
+    sequence: DecodedSequence | None = None
     prompt: list[int] | None = None
-    """What its part of the cache begins with, also after its answer has ended."""
-    first: Tensor | None = None
+    """Prompt in the slot's part of the cache. The prompt stays there after its sequence has ended."""
+    prompt_logits: Tensor | None = None
     """Logits after the prompt."""
     logits: Tensor | None = None
     """Logits after the last token."""
@@ -76,73 +76,75 @@ def decode(
     slots: int,
     length: int,
 ) -> Iterator[DecodedSequence]:
-    """Answers in the order in which they end, `slots` at a time.
+    """Generate `slots` sequences at a time; yield each when it ends.
 
-    A prompt is read in a pass of its own, or taken from a slot that holds the same one. After that all slots make one
-    pass a token, also those that are empty: a matrix product may round differently for another number of rows, and so
-    an answer depends on its prompt and seed alone, bit by bit, whatever else is being written.
+    A prompt takes a prefill pass of its own, or is copied from a slot with the same prompt. Each later pass adds a
+    token to every slot, empty slots included. A matrix product may round differently for another number of rows; with
+    a constant number, a sequence depends on its prompt and seed alone, bit for bit.
 
     Args:
         model: a Megatron GPT model whose attention is `CachedAttention`.
-        prompts: with at most `length - sampling.max_tokens` tokens each.
-        slots: answers that are written at the same time.
-        length: tokens of the longest prompt and its answer.
+        prompts: requests of at most `length - sampling.max_tokens` tokens each.
+        slots: number of sequences decoded at the same time.
+        length: number of tokens of the longest prompt with its response.
     """
-    cache, waiting = KeyValueCache(slots=slots, length=length), iter(prompts)
-    places = [_Slot() for _ in range(slots)]
-    drawing = _begun(model, cache, places, waiting)
-    while drawing:
-        _draw(drawing, vocabulary, sampling)
-        for slot in drawing:
-            if slot.written is not None and slot.written.finish_reason is not None:
-                yield slot.written
-                slot.written = None
-        # Those that begin draw their first token before the others go on, so that no pass has an empty slot too many.
-        drawing = _begun(model, cache, places, waiting) or _went_on(model, cache, places)
+    cache, pending = KeyValueCache(slots=slots, length=length), iter(prompts)
+    all_slots = [_Slot() for _ in range(slots)]
+    ready = _start_sequences(model, cache, all_slots, pending)
+    while ready:
+        _sample_next(ready, vocabulary, sampling)
+        for slot in ready:
+            if slot.sequence is not None and slot.sequence.finish_reason is not None:
+                yield slot.sequence
+                slot.sequence = None
+        # New sequences sample their first token before the others advance, so no pass has an avoidable empty slot.
+        ready = _start_sequences(model, cache, all_slots, pending) or _advance_sequences(model, cache, all_slots)
 
 
-def _begun(model: Any, cache: KeyValueCache, places: list[_Slot], waiting: Iterator[DecodeRequest]) -> list[_Slot]:
-    """Slots that were empty and have read a prompt."""
-    found = []
-    for number, slot in enumerate(places):
-        if slot.written is None and (prompt := next(waiting, None)) is not None:
+def _start_sequences(
+    model: Any, cache: KeyValueCache, all_slots: list[_Slot], pending: Iterator[DecodeRequest]
+) -> list[_Slot]:
+    """Fill empty slots with the next prompts; return these slots."""
+    started = []
+    for index, slot in enumerate(all_slots):
+        if slot.sequence is None and (prompt := next(pending, None)) is not None:
             assert len(prompt.tokens) < cache.max_sequence_length
-            _read(model, cache, places, number, prompt.tokens)
-            slot.written = DecodedSequence(key=prompt.key, drawing=torch.Generator().manual_seed(prompt.seed))
-            found.append(slot)
-    return found
+            _prefill(model, cache, all_slots, index, prompt.tokens)
+            slot.sequence = DecodedSequence(key=prompt.key, generator=torch.Generator().manual_seed(prompt.seed))
+            started.append(slot)
+    return started
 
 
-def _went_on(model: Any, cache: KeyValueCache, places: list[_Slot]) -> list[_Slot]:
-    """Slots in which something is being written, after a pass over the newest token of each."""
-    active = [slot for slot in places if slot.written is not None]
+def _advance_sequences(model: Any, cache: KeyValueCache, all_slots: list[_Slot]) -> list[_Slot]:
+    """Run a pass over the newest token of each slot; return the slots with a sequence."""
+    active = [slot for slot in all_slots if slot.sequence is not None]
     if active:
-        for number, slot in enumerate(places):
-            if slot.written is None:
-                cache.free(number)
+        for index, slot in enumerate(all_slots):
+            if slot.sequence is None:
+                cache.free(index)
                 slot.prompt = None
-        newest = [slot.written.tokens[-1] if slot.written else 0 for slot in places]
-        found = _passed(model, cache, newest, range(len(places)), [1] * len(places))
-        for slot, logits in zip(places, found, strict=True):
+        newest = [slot.sequence.tokens[-1] if slot.sequence else 0 for slot in all_slots]
+        logits_SV = _passed(model, cache, newest, range(len(all_slots)), [1] * len(all_slots))
+        for slot, logits in zip(all_slots, logits_SV, strict=True):
             slot.logits = logits
     return active
 
 
-def _read(model: Any, cache: KeyValueCache, places: list[_Slot], number: int, tokens: list[int]) -> None:
-    """Have a slot hold a prompt."""
-    slot = places[number]
-    same = next((i for i, other in enumerate(places) if other.prompt == tokens), None)
-    if same is None:
-        cache.free(number)
-        slot.first = _passed(model, cache, tokens, [number], [len(tokens)])[0]
+def _prefill(model: Any, cache: KeyValueCache, all_slots: list[_Slot], index: int, tokens: list[int]) -> None:
+    """Put a prompt into a slot: copy it from another slot, or prefill."""
+    slot = all_slots[index]
+    source = next((i for i, other in enumerate(all_slots) if other.prompt == tokens), None)
+    if source is None:
+        cache.free(index)
+        slot.prompt_logits = _passed(model, cache, tokens, [index], [len(tokens)])[0]
     else:
-        cache.copy(same, number, len(tokens))
-        slot.first = places[same].first
-    slot.prompt, slot.logits = tokens, slot.first
+        cache.copy(source, index, len(tokens))
+        slot.prompt_logits = all_slots[source].prompt_logits
+    slot.prompt, slot.logits = tokens, slot.prompt_logits
 
 
 def _passed(model: Any, cache: KeyValueCache, tokens: list[int], slots: Sequence[int], counts: list[int]) -> Tensor:
-    """Logits after the last new token of each slot, `[len(slots), V]` float32."""
+    """Run the model; return the logits after the last new token of each slot, `[len(slots), V]` float32."""
     cache.expect(list(slots), counts)
     device = next(model.parameters()).device
     with torch.inference_mode(), patches.undisturbed():
@@ -157,32 +159,32 @@ def _passed(model: Any, cache: KeyValueCache, tokens: list[int], slots: Sequence
     return logits[0].float()
 
 
-def _draw(slots: list[_Slot], vocabulary: Vocabulary, sampling: Sampling) -> None:
-    """The next token of each, and whether it ends there."""
-    active = [slot.written for slot in slots if slot.written is not None]
+def _sample_next(slots: list[_Slot], vocabulary: Vocabulary, sampling: Sampling) -> None:
+    """Sample the next token of each slot, and set `finish_reason` where the sequence ends."""
+    active = [slot.sequence for slot in slots if slot.sequence is not None]
     logits_SV = torch.stack([slot.logits for slot in slots if slot.logits is not None])
-    policy = logits_SV.log_softmax(dim=-1)
-    allowed = logits_SV[:, : vocabulary.size]
-    uniform = torch.stack([torch.rand((), generator=written.drawing, dtype=torch.float64) for written in active])
-    tokens = sample_tokens(allowed, uniform, sampling)
-    logps = policy.gather(1, tokens[:, None])[:, 0].tolist()
-    for written, token, logp in zip(active, tokens.tolist(), logps, strict=True):
-        written.tokens.append(token)
-        written.logp += logp
+    logp_SV = logits_SV.log_softmax(dim=-1)
+    allowed_SV = logits_SV[:, : vocabulary.size]
+    uniform_S = torch.stack([torch.rand((), generator=sequence.generator, dtype=torch.float64) for sequence in active])
+    tokens = sample_tokens(allowed_SV, uniform_S, sampling)
+    logps = logp_SV.gather(1, tokens[:, None])[:, 0].tolist()
+    for sequence, token, logp in zip(active, tokens.tolist(), logps, strict=True):
+        sequence.tokens.append(token)
+        sequence.logp += logp
         if token in vocabulary.stop_token_ids:
-            written.finish_reason = "stop"
+            sequence.finish_reason = "stop"
         elif token in vocabulary.special:
-            written.finish_reason = "special"
-        elif stop := _stopped(written.tokens, vocabulary, sampling):
-            written.finish_reason, written.cut_at = "stop", stop
-        elif len(written.tokens) == sampling.max_tokens:
-            written.finish_reason = "length"
+            sequence.finish_reason = "special"
+        elif stop := _completed_stop_text(sequence.tokens, vocabulary, sampling):
+            sequence.finish_reason, sequence.stop_text = "stop", stop
+        elif len(sequence.tokens) == sampling.max_tokens:
+            sequence.finish_reason = "length"
 
 
-def _stopped(tokens: list[int], vocabulary: Vocabulary, sampling: Sampling) -> str | None:
-    """The stop text that the answer has just completed."""
+def _completed_stop_text(tokens: list[int], vocabulary: Vocabulary, sampling: Sampling) -> str | None:
+    """Return the stop string that the newest token completes, or None."""
     if not sampling.stop:
         return None
-    # A token is a byte at least; a character up to four of them.
+    # A token has at least one byte, a character at most four.
     tail = vocabulary.decode(tokens[-(4 * max(map(len, sampling.stop)) + 4) :])
     return next((text for text in sampling.stop if text in tail), None)

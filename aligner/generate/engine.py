@@ -1,8 +1,8 @@
-"""Where answers come from: the one door that generating and judging go through.
+"""The interface of generation engines, for generating and judging.
 
-Megatron    a checkpoint on this machine's ranks (`aligner.generate.megatron_engine`); the default
-Server      anything that speaks OpenAI's protocol: vLLM, SGLang, TensorRT-LLM's `trtllm-serve` (`aligner.generate.openai_engine`)
-VLLM        vLLM in this process, from a Hugging Face export (`aligner.generate.vllm_engine`)
+MegatronEngine  a checkpoint on the ranks of this job (`aligner.generate.megatron_engine`); the default
+OpenAIEngine    an OpenAI-compatible server, as vLLM, SGLang or `trtllm-serve` (`aligner.generate.openai_engine`)
+VLLMEngine      vLLM in this process, from a Hugging Face export (`aligner.generate.vllm_engine`)
 """
 
 from __future__ import annotations
@@ -20,64 +20,64 @@ from aligner.generate.sampling import Sampling
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """A prompt that is to be answered."""
+    """A prompt with its seed."""
 
     key: str
-    """What its answer is known by."""
+    """Identifier of the request and of its result."""
     prompt: TextOrMessages
     seed: int
     source: str
-    """`file:line`, for messages."""
+    """`file:line` of the prompt, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationResult:
-    """What became of a question."""
+    """The response to a request."""
 
     key: str
     text: str
     num_tokens: int
-    """Of the answer, its end token among them."""
+    """Generated tokens, including the end token."""
     finish_reason: str
-    """`stop` if it ended properly; `length`, `special` and what servers say otherwise."""
+    """`stop` for a complete response; else `length`, `special`, or the value a server returned."""
     logp: float | None = None
-    """Log-probability of the answer under the policy (temperature 1), nats; None where the engine has none."""
+    """Log-probability of the response under the policy (temperature 1), nats; None if the engine has none."""
 
 
 class Engine(abc.ABC):
-    """Answers questions while it is `session`."""
+    """A generation backend. `too_long` and `generate` work within `session`."""
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Whose answers these are; a file that is continued must be continued by the same."""
+        """Settings that identify the model. A file can only be continued with the same ones."""
 
     @abc.abstractmethod
     def session(self, cache: Path) -> contextlib.AbstractContextManager[None]:
-        """Ready to answer; `cache` keeps what is made once, as an imported model.
+        """Load the model; release it on exit. `cache` is a folder for what is made once, as an imported model.
 
         Raises:
-            UserError: it cannot be.
+            UserError: the engine cannot start.
         """
 
     @property
     @abc.abstractmethod
     def shard(self) -> tuple[int, int] | None:
-        """Which part of the questions is this process's, of how many: `questions[part::parts]`; None: it has none."""
+        """(part, parts): this process takes the requests `questions[part::parts]`. None: it takes none."""
 
     @property
     def is_writer(self) -> bool:
-        """Whether this process is the one of its part that writes answers down."""
+        """Whether this process writes the results of its part."""
         return True
 
-    def barrier(self) -> None:  # noqa: B027 - there is but one, as a rule
+    def barrier(self) -> None:  # noqa: B027 - most engines run in one process
         """Wait for all processes."""
 
     @abc.abstractmethod
     def too_long(
         self, questions: Sequence[GenerationRequest], sampling: Sampling
     ) -> list[tuple[GenerationRequest, str]]:
-        """Those that there is no room for, and why."""
+        """Requests that exceed the context length, each with the reason."""
 
     @abc.abstractmethod
     def generate(self, questions: Sequence[GenerationRequest], sampling: Sampling) -> Iterator[GenerationResult]:
-        """An answer to each, in the order in which they are finished."""
+        """Yield a result for each request, in the order in which they finish."""

@@ -1,4 +1,4 @@
-"""Answers of a model to a file of prompts: `nemo llm generate-responses`."""
+"""Responses of a model to a file of prompts: `nemo llm generate-responses`."""
 
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -24,30 +24,30 @@ def generate_responses(
     stop: Optional[list[str]] = None,
     seed: int = 1234,
 ) -> Path:
-    """Answer every prompt of a file `num_generations` times; run again, it goes on where it was.
+    """Generate `num_generations` responses to every prompt of a file. If `output` is incomplete, generation resumes.
 
-    A line of the output is an answer: `key` (`id/sample`), `prompt`, `response`, `num_tokens`, `finish_reason` (`stop` if it ended
-    properly, else `length` or `special`), `logp` (nats, of the answer under the model itself) and `seed`. An answer is
-    a function of the weights, its prompt and its seed, up to rounding whatever the ranks and the batch.
+    Each output line is a response: `key` (`id/sample`), `prompt`, `response`, `num_tokens`, `finish_reason` (`stop` if
+    complete, else `length` or `special`), `logp` (nats, of the response under the model itself) and `seed`. A response
+    depends on the weights, its prompt and its seed alone, up to rounding, whatever the ranks and the batch size.
 
     Args:
-        prompts: JSON lines with `prompt`, a file, a folder or several.
-        output: the file to write.
-        engine: who answers (`aligner.generate.engine`).
-        num_generations: answers of each prompt.
-        temperature: logits are divided by it; 0 takes the likeliest token.
-        top_p: of the likeliest tokens, the fewest that have this much probability together.
-        top_k: of the likeliest tokens, so many; 0: all.
-        max_tokens: of an answer.
-        stop: texts that an answer ends before.
-        seed: another one gives other answers.
+        prompts: JSON lines with `prompt`: a file, a folder or a list of them.
+        output: file to write.
+        engine: generation backend (`aligner.generate.engine`).
+        num_generations: responses per prompt.
+        temperature: sampling temperature; 0 is greedy decoding.
+        top_p: nucleus sampling threshold.
+        top_k: number of likeliest tokens to sample from; 0: all.
+        max_tokens: maximum number of tokens of a response.
+        stop: strings that end a response; the response does not include them.
+        seed: random seed.
 
     Returns:
         The output.
 
     Raises:
-        RowError: a prompt is not as it must be, or too long.
-        ConfigError: an argument is not, or the output was begun with others.
+        RowError: a prompt is invalid or too long.
+        ConfigError: an argument is invalid, or the output was begun with other settings.
     """
     if num_generations < 1:
         raise ConfigError(f"num_generations: must be at least 1, found {num_generations}")
@@ -59,27 +59,31 @@ def generate_responses(
         temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens, stop=tuple(stop or ())
     )
     path = Path(output).expanduser()
-    asked = _questions(prompts, num_generations, seed)
-    prompts_hash = hashing.short_hash(repr([(parent_key(q.key), q.prompt) for q in asked[::num_generations]]).encode())
+    requests = _requests(prompts, num_generations, seed)
+    prompts_hash = hashing.short_hash(
+        repr([(parent_key(r.key), r.prompt) for r in requests[::num_generations]]).encode()
+    )
     made_with = {"num_generations": num_generations, "seed": seed, **vars(sampling), "engine": engine.describe()}
     settings = {"of": {"prompts": prompts_hash}, **made_with}
 
-    def row(question: GenerationRequest, answer: GenerationResult) -> JsonObject:
-        told = {
-            "prompt": question.prompt,
-            "response": answer.text,
-            "num_tokens": answer.num_tokens,
-            "finish_reason": answer.finish_reason,
+    def row(request: GenerationRequest, result: GenerationResult) -> JsonObject:
+        return {
+            "key": request.key,
+            "prompt": request.prompt,
+            "response": result.text,
+            "num_tokens": result.num_tokens,
+            "finish_reason": result.finish_reason,
+            "logp": result.logp,
+            "seed": request.seed,
         }
-        return {"key": question.key, **told, "logp": answer.logp, "seed": question.seed}
 
     generate_to_file(
-        Journal(path, settings), engine, asked, sampling, row, refuse_long=True, cache=path.parent / "models"
+        Journal(path, settings), engine, requests, sampling, row, refuse_long=True, cache=path.parent / "models"
     )
     return path
 
 
-def _questions(source: Any, num_generations: int, seed: int) -> list[GenerationRequest]:
+def _requests(source: Any, num_generations: int, seed: int) -> list[GenerationRequest]:
     return [
         GenerationRequest(key=f"{p.id}/{i}", prompt=p.prompt, seed=seed_of(seed, p.id, i), source=p.source)
         for p in read_prompts(source)

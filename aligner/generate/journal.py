@@ -1,8 +1,8 @@
-"""Rows that take long to make: appended as they come, never twice, never torn, and in order when all are there.
+"""Resumable JSON-lines output: rows are appended one by one, written once, and sorted at the end.
 
-While `generate.jsonl` is made there is a folder `generate.jsonl.parts` beside it: what the rows are made of
-(`settings.json`), and a file for each process that makes some. A job that is killed loses the rows it was about to
-write, and no other. When the last row is there, all are put in order under the final name and the folder goes.
+While `generate.jsonl` is incomplete, a folder `generate.jsonl.parts` beside it contains the settings of the rows
+(`settings.json`) and one file per writing process. A killed job loses only the rows that it had not yet written. After
+the last row, all rows are sorted into the final file, and the folder is removed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ JsonObject = dict[str, Any]
 class Journal:
     """The rows of one file.
 
-    `settings` say what they are made of, the content of files as hashes under `of`; others than those it was begun with
-    are refused.
+    `settings` are what the rows depend on; hashes of input files are under `of`. A journal that was begun with other
+    settings is refused.
     """
 
     def __init__(self, path: Path, settings: JsonObject) -> None:
@@ -36,10 +36,10 @@ class Journal:
         self.made_with = path.with_name(f"{path.name}.settings.json")
 
     def check_finished(self) -> bool:
-        """Whether all rows are there; a file of which nothing says what it was made of is somebody's own.
+        """Return whether the file is complete. A file without a settings file is a user's own and counts as complete.
 
         Raises:
-            ConfigError: they are, and were made of something else.
+            ConfigError: the file is complete, but was made with other settings.
         """
         if not self.path.exists():
             return False
@@ -48,53 +48,53 @@ class Journal:
         return True
 
     def begin(self) -> None:
-        """Make ready to append; one process does, before the others read.
+        """Prepare the folder for appending. One process calls `begin` before the others read.
 
         Raises:
-            ConfigError: the rows so far were made of something else, or another job makes them.
+            ConfigError: the rows so far were made with other settings, or another job is writing them.
         """
         self.parts.mkdir(parents=True, exist_ok=True)
-        # The system lets go of it when the process ends, however it ends.
+        # The system releases the lock when the process ends, however it ends.
         self._lock = filelock.FileLock(self.parts / ".lock", timeout=0, is_singleton=True)
         try:
             self._lock.acquire()
         except filelock.Timeout:
             raise ConfigError(f"output: another job is at work on {self.path}; wait for it, or name another") from None
-        note = self.parts / "settings.json"
-        if note.exists():
-            self._compare(note)
+        settings_file = self.parts / "settings.json"
+        if settings_file.exists():
+            self._compare(settings_file)
         else:
-            with atomic_write(note) as partial:
+            with atomic_write(settings_file) as partial:
                 partial.write_text(json.dumps(self.settings, indent=1))
         for part in self._files():
             content = part.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):  # a job ended in the middle of a line
+            end = content.rfind(b"\n") + 1
+            if end < len(content):  # a job was killed in the middle of a line
                 with part.open("r+b") as file:
-                    file.truncate(whole)
+                    file.truncate(end)
 
     def rows(self) -> list[JsonObject]:
-        """All so far, in no order."""
+        """Return all rows so far, in no particular order."""
         return [row for part in self._files() for row in read(part)]
 
     def appending(self, part: int) -> IO[bytes]:
-        """The file that process number `part` appends to, by `append`."""
+        """Open the file of process number `part`, for `append`."""
         return (self.parts / f"{part:05d}.jsonl").open("ab")
 
     def finish(self, place: Callable[[JsonObject], Any]) -> None:
-        """Put all rows under the final name, sorted by `place`; one process does, when all have written theirs."""
+        """Write all rows to the final file, sorted by `place`. One process calls `finish` after all have written."""
         rows = sorted(self.rows(), key=place)
         with atomic_write(self.made_with) as partial:
             shutil.copyfile(self.parts / "settings.json", partial)
         write(self.path, rows)
         self._lock.release(force=True)
-        # First out of sight: what is left of a removal must not be taken for a beginning.
-        gone = self.parts.with_name(f"{self.parts.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
-        self.parts.rename(gone)
-        shutil.rmtree(gone)
+        # Rename before removing: a partly removed folder must not look like an unfinished journal.
+        trash = self.parts.with_name(f"{self.parts.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
+        self.parts.rename(trash)
+        shutil.rmtree(trash)
 
     def write_all(self, rows: Iterable[JsonObject]) -> None:
-        """All rows at once, where they take no time."""
+        """Write all rows at once, without a folder of parts."""
         with atomic_write(self.made_with) as partial:
             partial.write_text(json.dumps(self.settings, indent=1))
         write(self.path, rows)
@@ -102,34 +102,38 @@ class Journal:
     def _files(self) -> list[Path]:
         return sorted(self.parts.glob("*.jsonl"))
 
-    def _compare(self, note: Path) -> None:
+    def _compare(self, settings_file: Path) -> None:
         try:
-            held = json.loads(note.read_text())
+            recorded = json.loads(settings_file.read_text())
         except (OSError, ValueError) as error:
-            raise ConfigError(f"output: {note} cannot be read ({error}); remove it with {self.path}") from None
-        others = [name for name, known in self.settings.get("of", {}).items() if held.get("of", {}).get(name) != known]
-        if others:
+            raise ConfigError(f"output: {settings_file} cannot be read ({error}); remove it with {self.path}") from None
+        changed = [
+            name
+            for name, content_hash in self.settings.get("of", {}).items()
+            if recorded.get("of", {}).get(name) != content_hash
+        ]
+        if changed:
             raise ConfigError(
-                f"{self.path}: was made of other {' and '.join(others)}; remove it to make it anew, or put back what "
+                f"{self.path}: was made of other {' and '.join(changed)}; remove it to make it anew, or put back what "
                 "they were"
             )
-        for name in sorted(held.keys() | self.settings.keys()):
-            if held.get(name) != self.settings.get(name):
+        for name in sorted(recorded.keys() | self.settings.keys()):
+            if recorded.get(name) != self.settings.get(name):
                 raise ConfigError(
-                    f"{name}: is {self.settings.get(name)!r}, but {self.path} was begun with {held.get(name)!r}; set "
-                    "it back, or name another output"
+                    f"{name}: is {self.settings.get(name)!r}, but {self.path} was begun with {recorded.get(name)!r}; "
+                    "set it back, or name another output"
                 )
 
 
 def append(file: IO[bytes], row: JsonObject) -> None:
-    """Write a row so that it survives a kill, and a loss of power."""
+    """Write a row and sync it to disk: it survives a kill and a power loss."""
     file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
     file.flush()
     os.fsync(file.fileno())
 
 
 def write(path: Path, rows: Iterable[JsonObject]) -> None:
-    """A whole file of rows, or none."""
+    """Write a file of rows atomically."""
     with atomic_write(path) as partial, partial.open("wb") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
@@ -138,10 +142,10 @@ def write(path: Path, rows: Iterable[JsonObject]) -> None:
 
 
 def read(path: Path, needed: Iterable[str] = ()) -> Iterator[JsonObject]:
-    """The rows of a file that this package wrote, or somebody in its place, each with what is needed of it.
+    """Yield the rows of a JSON-lines file; check that each has the keys `needed`.
 
     Raises:
-        RowError: a line is not one.
+        RowError: the file is missing, or a line is not a JSON object with these keys.
     """
     if not path.is_file():
         raise RowError(f"{path}: no such file")

@@ -1,4 +1,4 @@
-"""Answers of a NeMo checkpoint by Megatron, on the ranks that were started: tensor parallel, each group its share."""
+"""Generation by Megatron from a NeMo checkpoint: each tensor-parallel group of ranks takes a part of the requests."""
 
 import contextlib
 import os
@@ -30,20 +30,21 @@ console.silence_nemo()
 patches.apply()
 
 ANCHOR = 4
-"""Tokens of the prompt that an answer is decoded after: a tokenizer may write its first word otherwise without."""
+"""Number of prompt tokens that are detokenized with a response; a tokenizer may decode its first word differently
+without them."""
 
 
 @dataclass
 class MegatronEngine(Engine):
-    """A checkpoint, answering `batch_size` questions at a time on each data-parallel rank.
+    """A checkpoint that generates `batch_size` responses at a time on each data-parallel rank.
 
     Args:
-        checkpoint: a NeMo checkpoint, a run, adapters, a Hugging Face folder or `hf://name`.
-        batch_size: answers that a rank writes at the same time.
-        apply_chat_template: read a string as a user's message, as `data.apply_chat_template` does.
-        devices: ranks on each node.
-        num_nodes: nodes.
-        tensor_model_parallel_size: ranks that share the weights; the others divide the questions.
+        checkpoint: NeMo checkpoint, run folder, adapters, Hugging Face folder or `hf://name`.
+        batch_size: sequences that a rank decodes at the same time.
+        apply_chat_template: treat a string prompt as a user message, as `data.apply_chat_template` does.
+        devices: ranks per node.
+        num_nodes: number of nodes.
+        tensor_model_parallel_size: ranks that share the weights; these groups divide the requests.
     """
 
     checkpoint: str
@@ -95,11 +96,11 @@ class MegatronEngine(Engine):
             source = huggingface.import_once(self.checkpoint, cache)
         else:
             source = folders.resolve_checkpoint(Path(self.checkpoint).expanduser(), "checkpoint")
-        base = adapters.base_of(source)
-        model: Any = load_context((base or source) / CONTEXT_PATH, "model")
+        base_checkpoint = adapters.base_of(source)
+        model: Any = load_context((base_checkpoint or source) / CONTEXT_PATH, "model")
         model.tokenizer = tokenizers.load_tokenizer(source)
         model.model_transform = None
-        self._prepare(model, base or source)
+        self._prepare(model, base_checkpoint or source)
         strategy = nl.MegatronStrategy(
             tensor_model_parallel_size=self.tensor_model_parallel_size, setup_optimizers=False, ckpt_async_save=False
         )
@@ -113,28 +114,28 @@ class MegatronEngine(Engine):
             enable_model_summary=False,
         )
         strategy.store = distributed.fresh_store(strategy.cluster_environment)
-        _setup_trainer_and_restore_model(base or source, trainer, model)
-        if base is not None:
+        _setup_trainer_and_restore_model(base_checkpoint or source, trainer, model)
+        if base_checkpoint is not None:
             adapters.peft_config_of(source)(model)
             adapters.load(trainer, source)
         self._all = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
-        inner: Any = trainer.strategy.megatron_parallel[0].eval()
-        while not isinstance(inner, GPTModel):  # within NeMo's module, and what its precision wraps it in
-            inner = inner.module
+        module: Any = trainer.strategy.megatron_parallel[0].eval()
+        while not isinstance(module, GPTModel):  # unwrap NeMo's module and its precision wrapper
+            module = module.module
         if device.no_cuda() and torch.backends.mkldnn.is_available():
-            cpu_linear.replace_linear(inner)
-        self._model = inner
+            cpu_linear.replace_linear(module)
+        self._model = module
         self._encode = ResponseTokenizer(model.tokenizer, apply_chat_template=self.apply_chat_template)
         self._longest = int(model.config.seq_length)
 
     def _prepare(self, model: Any, source: Path) -> None:
-        """Settings of a model that answers, which its checkpoint has from its training."""
+        """Replace training settings of the checkpoint by those for generation."""
         config = model.config
-        asked = parallelism.special_attention(config)
-        if asked:
+        unsupported = parallelism.special_attention(config)
+        if unsupported:
             raise ConfigError(
-                f"engine: Megatron answers without {', '.join(asked)}, which {self.checkpoint} has; serve it by vLLM, "
-                "and use Server"
+                f"engine: Megatron answers without {', '.join(unsupported)}, which {self.checkpoint} has; serve it "
+                "by vLLM, and use OpenAIEngine"
             )
         for name in ("pipeline_model_parallel_size", "context_parallel_size"):
             setattr(config, name, 1)
@@ -154,7 +155,7 @@ class MegatronEngine(Engine):
         return parallel_state.get_tensor_model_parallel_rank() == 0
 
     def barrier(self) -> None:
-        # Not NCCL's, which gives up after ten minutes; ranks end hours apart.
+        # Not NCCL's, which times out after ten minutes; ranks finish hours apart.
         torch.distributed.barrier(group=self._all)
 
     def too_long(
@@ -168,36 +169,41 @@ class MegatronEngine(Engine):
         ]
 
     def generate(self, questions: Sequence[GenerationRequest], sampling: Sampling) -> Iterator[GenerationResult]:
-        asked = {q.key: self._encode.encode_prompt(q.source, q.prompt) for q in questions}
-        prompts = [DecodeRequest(key=q.key, tokens=asked[q.key], seed=q.seed) for q in questions]
+        prompt_tokens = {q.key: self._encode.encode_prompt(q.source, q.prompt) for q in questions}
+        prompts = [DecodeRequest(key=q.key, tokens=prompt_tokens[q.key], seed=q.seed) for q in questions]
         if not prompts:
             return
-        hf, ends = self._encode.hf, frozenset(self._encode.stop_token_ids)
+        hf, stop_token_ids = self._encode.hf, frozenset(self._encode.stop_token_ids)
         vocabulary = Vocabulary(
             size=len(hf),
-            stop_token_ids=ends,
+            stop_token_ids=stop_token_ids,
             special=frozenset(self._encode.special),
-            decode=lambda ids: _text(hf, ids),
+            decode=lambda ids: _detokenize(hf, ids),
         )
-        longest = max(len(tokens) for tokens in asked.values())
-        written = decode(
+        longest = max(len(tokens) for tokens in prompt_tokens.values())
+        sequences = decode(
             self._model, prompts, vocabulary, sampling, slots=self.batch_size, length=longest + sampling.max_tokens
         )
-        for one in written:
-            yield _answer(one, asked[one.key], hf, ends)
+        for sequence in sequences:
+            yield _result(sequence, prompt_tokens[sequence.key], hf, stop_token_ids)
 
 
-def _answer(one: DecodedSequence, prompt: list[int], hf: Any, ends: frozenset[int]) -> GenerationResult:
-    assert one.finish_reason is not None
-    ended = one.finish_reason == "special" or one.tokens[-1] in ends
-    before = _text(hf, prompt[-ANCHOR:])
-    text = _text(hf, prompt[-ANCHOR:] + one.tokens[: len(one.tokens) - ended]).removeprefix(before)
-    if one.cut_at is not None:
-        text = text[: text.index(one.cut_at)]
+def _result(sequence: DecodedSequence, prompt: list[int], hf: Any, stop_token_ids: frozenset[int]) -> GenerationResult:
+    assert sequence.finish_reason is not None
+    tokens = sequence.tokens
+    has_end_token = sequence.finish_reason == "special" or tokens[-1] in stop_token_ids
+    anchor = _detokenize(hf, prompt[-ANCHOR:])
+    text = _detokenize(hf, prompt[-ANCHOR:] + tokens[: len(tokens) - has_end_token]).removeprefix(anchor)
+    if sequence.stop_text is not None:
+        text = text[: text.index(sequence.stop_text)]
     return GenerationResult(
-        key=one.key, text=text, num_tokens=len(one.tokens), finish_reason=one.finish_reason, logp=one.logp
+        key=sequence.key,
+        text=text,
+        num_tokens=len(tokens),
+        finish_reason=sequence.finish_reason,
+        logp=sequence.logp,
     )
 
 
-def _text(hf: Any, ids: list[int]) -> str:
+def _detokenize(hf: Any, ids: list[int]) -> str:
     return hf.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

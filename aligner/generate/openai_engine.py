@@ -1,4 +1,4 @@
-"""Answers of anything that speaks OpenAI's protocol: vLLM, SGLang, TensorRT-LLM's `trtllm-serve`, a company's own."""
+"""Generation by an OpenAI-compatible server: vLLM, SGLang, TensorRT-LLM's `trtllm-serve`, a commercial API."""
 
 import contextlib
 import os
@@ -17,16 +17,16 @@ REASONS = {"stop": "stop", "length": "length"}
 
 @dataclass
 class OpenAIEngine(Engine):
-    """A server, asked by the first rank alone.
+    """An OpenAI-compatible chat server. Only the first rank sends requests.
 
     Args:
-        base_url: up to and with `/v1`, as `http://localhost:8000/v1`.
-        model: its name there.
-        api_key_env: name of the environment variable that holds the key, if it wants one; never the key itself.
-        max_concurrent_requests: questions that are asked at the same time.
-        timeout: seconds until a question is asked again.
-        retries: how often a question is, and a server that says that it is busy.
-        system: a system message before every prompt that has none.
+        base_url: URL of the server including `/v1`, as `http://localhost:8000/v1`.
+        model: model name on the server.
+        api_key_env: name of the environment variable with the API key, if the server needs one; never the key itself.
+        max_concurrent_requests: number of requests in flight.
+        timeout: seconds until a request is retried.
+        retries: maximum number of retries of a request, after a timeout or when the server is busy.
+        system: system message for every prompt without one.
     """
 
     base_url: str
@@ -65,7 +65,7 @@ class OpenAIEngine(Engine):
                     timeout=self.timeout,
                     max_retries=self.retries,
                 )
-                self._greet()
+                self._check_server()
             try:
                 yield
             finally:
@@ -73,14 +73,14 @@ class OpenAIEngine(Engine):
                     self._client.close()
                     self._client = None
 
-    def _greet(self) -> None:
-        """See that it is there and has the model, before a thousand questions fail."""
+    def _check_server(self) -> None:
+        """Check that the server responds and has the model, before any request is sent."""
         import openai
 
         try:
-            known = [model.id for model in self._client.with_options(timeout=20.0, max_retries=1).models.list()]
+            models = [model.id for model in self._client.with_options(timeout=20.0, max_retries=1).models.list()]
         except openai.NotFoundError:
-            return  # not every server lists them
+            return  # not every server lists its models
         except openai.AuthenticationError as error:
             raise ConfigError(
                 f"engine.api_key_env: {self.base_url} does not accept the key ({error.status_code})"
@@ -93,71 +93,72 @@ class OpenAIEngine(Engine):
             raise ConfigError(
                 f"engine.base_url: {self.base_url} does not answer in OpenAI's protocol ({error})"
             ) from None
-        if self.model not in known:
+        if self.model not in models:
             raise ConfigError(
-                f"engine.model: {self.base_url} has no {self.model!r}; it has: {', '.join(known) or 'none'}"
+                f"engine.model: {self.base_url} has no {self.model!r}; it has: {', '.join(models) or 'none'}"
             )
 
     def too_long(
         self, questions: Sequence[GenerationRequest], sampling: Sampling
     ) -> list[tuple[GenerationRequest, str]]:
-        """None are known: only the server has its tokenizer, and says so of each."""
+        """Return no request: only the server has the tokenizer. It rejects a request that is too long."""
         return []
 
     def generate(self, questions: Sequence[GenerationRequest], sampling: Sampling) -> Iterator[GenerationResult]:
         with ThreadPoolExecutor(self.max_concurrent_requests) as pool:
-            asked = [pool.submit(self._ask, question, sampling) for question in questions]
+            futures = [pool.submit(self._complete, request, sampling) for request in questions]
             try:
-                for done in as_completed(asked):
-                    yield done.result()
+                for future in as_completed(futures):
+                    yield future.result()
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _ask(self, question: GenerationRequest, sampling: Sampling) -> GenerationResult:
+    def _complete(self, request: GenerationRequest, sampling: Sampling) -> GenerationResult:
         import openai
 
-        prompt = question.prompt
+        prompt = request.prompt
         messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if self.system is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
-        more = {"top_k": sampling.top_k} if sampling.top_k else {}
+        extra_body = {"top_k": sampling.top_k} if sampling.top_k else {}
         try:
-            found = self._client.chat.completions.create(
+            completion = self._client.chat.completions.create(
                 model=self.model,
                 messages=messages,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_tokens,
                 stop=list(sampling.stop) or None,
-                seed=question.seed % 2**31,
-                extra_body=more,
+                seed=request.seed % 2**31,
+                extra_body=extra_body,
             )
         except openai.BadRequestError as error:
-            said = str(error)
-            if "context length" in said or "maximum context" in said or "too long" in said:
-                return GenerationResult(key=question.key, text="", num_tokens=0, finish_reason="no_room")
-            raise ConfigError(f"engine: {self.base_url} refuses {question.source}: {said[:500]}") from None
+            message = str(error)
+            if "context length" in message or "maximum context" in message or "too long" in message:
+                return GenerationResult(key=request.key, text="", num_tokens=0, finish_reason="no_room")
+            raise ConfigError(f"engine: {self.base_url} refuses {request.source}: {message[:500]}") from None
         except openai.APITimeoutError:
             raise ConfigError(
-                f"engine.timeout: {self.base_url} did not answer {question.source} in {self.timeout:g} s, "
-                f"{self.retries + 1} times; raise it, or lower engine.max_concurrent_requests. What was answered is kept"
+                f"engine.timeout: {self.base_url} did not answer {request.source} in {self.timeout:g} s, "
+                f"{self.retries + 1} times; raise it, or lower engine.max_concurrent_requests. What was answered is "
+                "kept"
             ) from None
         except openai.OpenAIError as error:
             raise ConfigError(
-                f"engine.base_url: {self.base_url} failed at {question.source} after {self.retries} retries ({error}); what was "
-                "answered is kept, run the same again"
+                f"engine.base_url: {self.base_url} failed at {request.source} after {self.retries} retries ({error}); "
+                "what was answered is kept, run the same again"
             ) from None
         except ValueError as error:
             raise ConfigError(
-                f"engine.base_url: {self.base_url} did not answer {question.source} in OpenAI's protocol ({error})"
+                f"engine.base_url: {self.base_url} did not answer {request.source} in OpenAI's protocol ({error})"
             ) from None
-        if not getattr(found, "choices", None) or found.choices[0].message is None:
+        if not getattr(completion, "choices", None) or completion.choices[0].message is None:
             raise ConfigError(
-                f"engine.base_url: {self.base_url} answered {question.source} without a choice: {str(found)[:300]}"
+                f"engine.base_url: {self.base_url} answered {request.source} without a choice: {str(completion)[:300]}"
             )
-        choice, usage = found.choices[0], found.usage
+        choice, usage = completion.choices[0], completion.usage
         return GenerationResult(
-            key=question.key,
+            key=request.key,
             text=choice.message.content or "",
             num_tokens=usage.completion_tokens if usage else 0,
             finish_reason=REASONS.get(choice.finish_reason, str(choice.finish_reason)),

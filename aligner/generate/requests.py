@@ -1,4 +1,4 @@
-"""Putting many questions to an engine and keeping the answers: each question's once, whatever is killed in between."""
+"""Generation to a file: one row per request, resumable after a kill."""
 
 from __future__ import annotations
 
@@ -18,128 +18,125 @@ from aligner.generate.journal import Journal, JsonObject, append
 from aligner.generate.sampling import Sampling
 
 NO_ROOM = "no_room"
-"""Why a question has no answer: the engine has no room for it."""
+"""`finish_reason` of a request that exceeds the engine's context length; its response is empty."""
 
 
 def generate_to_file(
     journal: Journal,
     engine: Engine,
-    questions: Sequence[GenerationRequest],
+    requests: Sequence[GenerationRequest],
     sampling: Sampling,
     row: Callable[[GenerationRequest, GenerationResult], JsonObject],
     *,
     refuse_long: bool,
     cache: Path,
 ) -> None:
-    """Have the journal hold a row for each question, with its `key`, in the order of the questions.
+    """Write a row for each request to the journal, in the order of the requests.
 
-    Every rank calls. Those that there is no room for have an empty answer that finished as `no_room`. How fast it went
-    is kept beside the journal (`speed_of`).
+    Every rank calls this function. A request that is too long gets an empty response with `finish_reason` `no_room`.
+    The throughput is written beside the journal (`speed_of`).
 
     Args:
-        row: what is kept of an answer.
-        refuse_long: raise where there is no room for a question.
-        cache: where the engine keeps what it makes once.
+        row: makes the row of a result, with the request's `key`.
+        refuse_long: raise if a request is too long.
+        cache: folder for what the engine makes once.
 
     Raises:
-        RowError: a question is too long, or cannot be one.
-        UserError: what the engine says, or the journal.
+        RowError: a request is too long or invalid.
+        UserError: the engine or the journal raises it.
     """
     if journal.check_finished():
-        log_rank0(f"{journal.path} is there, whole")
+        log_rank0(f"{journal.path} is complete; skipping generation")
         return
     with engine.session(cache):
         share = engine.shard
         if share is None:
             return
-        long = _too_long(engine, questions, sampling, refuse=refuse_long)
+        long = _too_long(engine, requests, sampling, refuse=refuse_long)
         if is_first_rank():
             journal.begin()
         engine.barrier()
-        done = {held["key"] for held in journal.rows()}
+        done = {written["key"] for written in journal.rows()}
         engine.barrier()
-        began = time.monotonic()
-        mine = _mine([q for q in questions if q.key not in done], *share)
+        start = time.monotonic()
+        mine = _requests_of_part([q for q in requests if q.key not in done], *share)
         if engine.is_writer:
-            with journal.appending(share[0]) as file, _progress(journal, len(questions), len(done), share) as bar:
-                for question in mine:
-                    if question.source in long:
-                        append(
-                            file,
-                            row(
-                                question,
-                                GenerationResult(key=question.key, text="", num_tokens=0, finish_reason=NO_ROOM),
-                            ),
-                        )
-                asked = {q.key: q for q in mine if q.source not in long}
-                for answer in engine.generate(list(asked.values()), sampling):
-                    append(file, row(asked[answer.key], answer))
+            with journal.appending(share[0]) as file, _progress(journal, len(requests), len(done), share) as bar:
+                for request in mine:
+                    if request.source in long:
+                        empty = GenerationResult(key=request.key, text="", num_tokens=0, finish_reason=NO_ROOM)
+                        append(file, row(request, empty))
+                by_key = {request.key: request for request in mine if request.source not in long}
+                for result in engine.generate(list(by_key.values()), sampling):
+                    append(file, row(by_key[result.key], result))
                     bar.update()
         else:
             for _ in engine.generate([q for q in mine if q.source not in long], sampling):
                 pass
         engine.barrier()
         if is_first_rank():
-            order = {q.key: i for i, q in enumerate(questions)}
+            order = {q.key: i for i, q in enumerate(requests)}
             rows = journal.rows()
-            made = [held["key"] for held in rows]
-            assert len(made) == len(order) and set(made) == order.keys(), "a question was lost, repeated, or made up"
-            _keep_speed(journal.path, [held for held in rows if held["key"] not in done], time.monotonic() - began)
-            journal.finish(lambda held: order[held["key"]])
+            keys = [written["key"] for written in rows]
+            assert len(keys) == len(order) and set(keys) == order.keys(), "a request is lost, repeated, or unknown"
+            _write_speed(
+                journal.path, [written for written in rows if written["key"] not in done], time.monotonic() - start
+            )
+            journal.finish(lambda written: order[written["key"]])
         engine.barrier()
 
 
-def _mine(left: Sequence[GenerationRequest], part: int, parts: int) -> list[GenerationRequest]:
-    """The share of a process: questions with one source stay together, which ask the same and are read once."""
-    groups = [list(group) for _, group in itertools.groupby(left, key=lambda q: q.source)]
-    dealt = groups if len(groups) >= parts else [[q] for q in left]
-    return [q for group in dealt[part::parts] for q in group]
+def _requests_of_part(requests: Sequence[GenerationRequest], part: int, parts: int) -> list[GenerationRequest]:
+    """Return the requests of a process. Those of one source stay together: their common prompt is prefilled once."""
+    groups = [list(group) for _, group in itertools.groupby(requests, key=lambda q: q.source)]
+    units = groups if len(groups) >= parts else [[q] for q in requests]
+    return [q for group in units[part::parts] for q in group]
 
 
 def speed_of(path: Path) -> dict[str, float]:
-    """How fast the job that finished a file wrote its part of it: `generate` and `tokens` per second of all ranks.
+    """Return the throughput of the job that finished a file: `answers` and `tokens` per second of all ranks.
 
-    Empty for a file that somebody else made.
+    Empty for a file that `generate_to_file` did not write.
     """
-    held = _speed_file(path)
-    return json.loads(held.read_text()) if held.is_file() else {}
+    file = _speed_file(path)
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _speed_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.speed.json")
 
 
-def _keep_speed(path: Path, rows: list[JsonObject], seconds: float) -> None:
+def _write_speed(path: Path, rows: list[JsonObject], seconds: float) -> None:
     if not rows:
         return
     tokens = sum(row["num_tokens"] for row in rows)
-    told = {"answers": len(rows) / seconds, "tokens": tokens / seconds}
+    speed = {"answers": len(rows) / seconds, "tokens": tokens / seconds}
     with atomic_write(_speed_file(path)) as partial:
-        partial.write_text(json.dumps(told))
+        partial.write_text(json.dumps(speed))
     log_rank0(
         f"{path.name}: {len(rows)} answers of {tokens / len(rows):.0f} tokens on average in {seconds:.0f} s, "
-        f"{told['answers']:.3g} answers and {told['tokens']:.3g} tokens a second"
+        f"{speed['answers']:.3g} answers and {speed['tokens']:.3g} tokens a second"
     )
 
 
-def _too_long(engine: Engine, questions: Sequence[GenerationRequest], sampling: Sampling, *, refuse: bool) -> set[str]:
-    """The sources of questions that there is no room for; all questions of one source ask the same."""
-    once = {q.source: q for q in questions}
-    long = engine.too_long(list(once.values()), sampling)
+def _too_long(engine: Engine, requests: Sequence[GenerationRequest], sampling: Sampling, *, refuse: bool) -> set[str]:
+    """Return the sources of requests that are too long; all requests of one source have the same prompt."""
+    by_source = {q.source: q for q in requests}
+    long = engine.too_long(list(by_source.values()), sampling)
     if long and refuse:
         shown = "; ".join(f"{q.source}: {why}" for q, why in long[:5]) + ("; ..." if len(long) > 5 else "")
         raise RowError(
-            f"{len(long)} of {len(once)} prompts are too long: {shown}. Shorten or drop them, or lower max_tokens"
+            f"{len(long)} of {len(by_source)} prompts are too long: {shown}. Shorten or drop them, or lower max_tokens"
         )
     if long:
         log_rank0(
-            f"{len(long)} of {len(once)} questions are too long and stay without an answer, first {long[0][0].source}"
+            f"{len(long)} of {len(by_source)} prompts are too long and get an empty response, first {long[0][0].source}"
         )
     return {q.source for q, _ in long}
 
 
 def _progress(journal: Journal, count: int, done: int, share: tuple[int, int]) -> tqdm:  # type: ignore[type-arg]
-    """This process's part, which stands for the others'."""
+    """Return a progress bar of this process's part; the first part shows one for all."""
     part, parts = share
     return tqdm(
         desc=journal.path.name, total=-(-count // parts), initial=done // parts, unit="answer", disable=part > 0

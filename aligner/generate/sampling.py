@@ -1,4 +1,4 @@
-"""Choosing the next token.
+"""Sampling of the next token.
 
 Dimensions: S sequences, V tokens of the vocabulary.
 """
@@ -17,17 +17,17 @@ from aligner.common.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How answers are drawn.
+    """Sampling parameters.
 
     Args:
-        temperature: logits are divided by it; 0 takes the likeliest token.
-        top_p: of the likeliest tokens, the fewest that have this much probability together; 1: all.
-        top_k: of the likeliest tokens, so many; 0: all.
-        max_tokens: of an answer, its end token among them.
-        stop: an answer ends before the first of these texts.
+        temperature: sampling temperature; 0 is greedy decoding.
+        top_p: nucleus sampling threshold; 1: all tokens.
+        top_k: number of likeliest tokens to sample from; 0: all.
+        max_tokens: maximum number of tokens of a response, including the end token.
+        stop: strings that end a response; the response does not include them.
 
     Raises:
-        ConfigError: a number is out of its range.
+        ConfigError: a parameter is out of its range.
     """
 
     temperature: float = 1.0
@@ -43,41 +43,42 @@ class Sampling:
             ("top_k", self.top_k >= 0, "0 (all) or above"),
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
         )
-        for name, good, wanted in bounds:
-            if not good:
-                raise ConfigError(f"{name}: must be {wanted}, found {getattr(self, name)}")
+        for name, valid, expected in bounds:
+            if not valid:
+                raise ConfigError(f"{name}: must be {expected}, found {getattr(self, name)}")
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise ConfigError(f"stop: must be a list of texts that are not empty, found {self.stop!r}")
-        # Of a list or tuple alike: settings are compared when a file is continued.
+        # A list becomes a tuple: settings are compared when a file is continued.
         object.__setattr__(self, "stop", tuple(self.stop))
 
 
 def seed_of(*parts: object) -> int:
-    """A seed that is a function of what it is for, and of nothing else: 63 bits."""
+    """Return a 63-bit seed that depends on `parts` alone."""
     digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def sample_tokens(logits_SV: Tensor, uniform_S: Tensor, sampling: Sampling) -> Tensor:
-    """A token of each sequence, `[S]`, by inversion: the first whose cumulated probability exceeds `uniform_S`.
+    """Sample a token of each sequence, `[S]`, by inversion: the first whose cumulative probability exceeds `uniform_S`.
 
-    p ∝ softmax(logits / temperature) over the `top_k` likeliest tokens and, of these, the fewest whose probabilities
-    add up to `top_p` (Holtzman et al. 2020, arXiv 1904.09751, equation 2), the order of Hugging Face's `generate`.
+    p ∝ softmax(logits / temperature), first over the `top_k` likeliest tokens, then over the fewest of these whose
+    probabilities add up to `top_p` (Holtzman et al. 2020, arXiv 1904.09751, equation 2): the order of Hugging Face's
+    `generate`.
     """
     if sampling.temperature == 0:
         return logits_SV.argmax(dim=-1)
     scaled = logits_SV.double() / sampling.temperature
     if not sampling.top_k and sampling.top_p == 1:
         return _invert(scaled.softmax(dim=-1), uniform_S)
-    kept = min(sampling.top_k or scaled.shape[1], scaled.shape[1])
-    best, tokens = scaled.topk(kept, dim=-1)
-    probabilities = best.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    probabilities = torch.where(before < sampling.top_p, probabilities, 0.0)
+    top_k = min(sampling.top_k or scaled.shape[1], scaled.shape[1])
+    top_logits, tokens = scaled.topk(top_k, dim=-1)
+    probabilities = top_logits.softmax(dim=-1)
+    preceding = probabilities.cumsum(dim=-1) - probabilities
+    probabilities = torch.where(preceding < sampling.top_p, probabilities, 0.0)
     return tokens.gather(1, _invert(probabilities, uniform_S)[:, None])[:, 0]
 
 
 def _invert(weights_SV: Tensor, uniform_S: Tensor) -> Tensor:
-    cumulated = weights_SV.cumsum(dim=-1)
-    beyond = cumulated > uniform_S.to(cumulated)[:, None] * cumulated[:, -1:]
+    cumulative = weights_SV.cumsum(dim=-1)
+    beyond = cumulative > uniform_S.to(cumulative)[:, None] * cumulative[:, -1:]
     return beyond.int().argmax(dim=-1)

@@ -1,7 +1,7 @@
-"""Answers by vLLM in this process, where it is installed; it reads the Hugging Face export of a checkpoint.
+"""Generation by vLLM in this process, from the Hugging Face export of a checkpoint. vLLM must be installed.
 
-Not run by this project's tests, whose machines have neither vLLM nor a GPU; `OpenAIEngine` reaches a vLLM that runs by
-itself.
+This project's tests do not run this engine: their machines have neither vLLM nor a GPU. `OpenAIEngine` connects to a
+separate vLLM server.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from aligner.generate.engine import Engine, GenerationRequest, GenerationResult
 from aligner.generate.sampling import Sampling
 
 CHUNK = 512
-"""Questions that vLLM is handed at a time; what it has answered is then kept."""
+"""Number of requests per call of vLLM; results are written after each call."""
 
 
 @dataclass
 class VLLMEngine(Engine):
-    """A checkpoint in vLLM, which divides itself over the GPUs of this node; the first rank runs it.
+    """A checkpoint in vLLM. Only the first rank runs vLLM, which uses the GPUs of this node.
 
     Args:
-        checkpoint: a NeMo checkpoint or a run, exported once; or a Hugging Face folder or `hf://name`.
-        apply_chat_template: read a string as a user's message, as `data.apply_chat_template` does.
-        tensor_parallel_size: GPUs.
+        checkpoint: NeMo checkpoint or run folder, exported once; or Hugging Face folder or `hf://name`.
+        apply_chat_template: treat a string prompt as a user message, as `data.apply_chat_template` does.
+        tensor_parallel_size: number of GPUs.
         options: further arguments of `vllm.LLM`.
     """
 
@@ -57,7 +57,7 @@ class VLLMEngine(Engine):
     @contextlib.contextmanager
     def session(self, cache: Path) -> Iterator[None]:
         if importlib.util.find_spec("vllm") is None:
-            raise ConfigError("engine: VLLM, but vllm is not installed here; install it, or use Megatron or Server")
+            raise ConfigError("engine: vLLM is not installed here; install it, or use MegatronEngine or OpenAIEngine")
         from aligner.backend.distributed import rank_zero_first
 
         with rank_zero_first() as self._first:
@@ -78,10 +78,10 @@ class VLLMEngine(Engine):
     def _exported(self, cache: Path) -> str:
         if huggingface.is_importable(self.checkpoint):
             return self.checkpoint.removeprefix("hf://")
-        found = folders.resolve_checkpoint(Path(self.checkpoint).expanduser(), "checkpoint")
-        target = cache / f"vllm-{short_hash(f'{found.resolve()} {folders.mtime_ns(found)}'.encode()):x}"
+        checkpoint = folders.resolve_checkpoint(Path(self.checkpoint).expanduser(), "checkpoint")
+        target = cache / f"vllm-{short_hash(f'{checkpoint.resolve()} {folders.mtime_ns(checkpoint)}'.encode()):x}"
         if not target.exists():
-            huggingface.export_hf(str(found), str(target))
+            huggingface.export_hf(str(checkpoint), str(target))
         return str(target)
 
     def too_long(
@@ -98,7 +98,7 @@ class VLLMEngine(Engine):
     def generate(self, questions: Sequence[GenerationRequest], sampling: Sampling) -> Iterator[GenerationResult]:
         from vllm import SamplingParams, TokensPrompt  # type: ignore[import-not-found]
 
-        ends = sorted(self._encode.stop_token_ids)
+        stop_token_ids = sorted(self._encode.stop_token_ids)
         for begin in range(0, len(questions), CHUNK):
             chunk = questions[begin : begin + CHUNK]
             prompts = [TokensPrompt(prompt_token_ids=self._encode.encode_prompt(q.source, q.prompt)) for q in chunk]
@@ -109,14 +109,16 @@ class VLLMEngine(Engine):
                     top_k=sampling.top_k or -1,
                     max_tokens=sampling.max_tokens,
                     stop=list(sampling.stop),
-                    stop_token_ids=ends,
+                    stop_token_ids=stop_token_ids,
                     seed=q.seed % 2**31,
                 )
                 for q in chunk
             ]
-            for question, found in zip(chunk, self._llm.generate(prompts, params), strict=True):
-                one = found.outputs[0]
-                finish_reason = one.finish_reason or "length"
+            for request, result in zip(chunk, self._llm.generate(prompts, params), strict=True):
+                response = result.outputs[0]
                 yield GenerationResult(
-                    key=question.key, text=one.text, num_tokens=len(one.token_ids), finish_reason=finish_reason
+                    key=request.key,
+                    text=response.text,
+                    num_tokens=len(response.token_ids),
+                    finish_reason=response.finish_reason or "length",
                 )

@@ -1,6 +1,6 @@
-"""From judged answers to rows that are trained on: pairs of self-rewarding, of `spin`, the best of several.
+"""Training rows from judged responses: pairs for self-rewarding and SPIN, best-of-n demonstrations.
 
-Each is a stage: files in, a file of rows out, and beside it a report of what became of the prompts
+Each function is a stage: it reads files and writes a file of rows, with a report beside it
 (`aligner.judge.iteration_report`).
 """
 
@@ -21,8 +21,8 @@ from aligner.judge.iteration_report import IterationReport
 from aligner.judge.meta_judge import report_of
 from aligner.judge.selection import Candidate, best, check_control, select
 
-ANSWER = ("key", "response", "num_tokens", "finish_reason")
-"""What a line of answers must hold."""
+RESPONSE_KEYS = ("key", "response", "num_tokens", "finish_reason")
+"""Required keys of a line of responses."""
 
 
 def select_pairs(
@@ -36,48 +36,57 @@ def select_pairs(
     min_pair_fraction: float = 0.05,
     max_score: float = 5.0,
 ) -> Path:
-    """Make a pair of each prompt's best and worst answer (`aligner.judge.selection`).
+    """Pair the best and the worst response to each prompt (`aligner.judge.selection`).
 
     Args:
-        prompts: the file that was answered.
-        candidates: what `generate-responses` wrote.
-        judgments: what `judge-responses` wrote.
-        output: the file of pairs to write, with `chosen_reward` and `rejected_reward`; `output.report.json` and
-            `output.report.html` say how it went.
-        length_control: ρ, from 0 to below 0.5.
-        judge_pairs: pairs of the judging task that `meta-judge` wrote, to be trained on, too.
-        max_judge_pair_fraction: of all rows, at most; more are left out at random.
-        min_pair_fraction: of prompts that give a pair; if fewer do, the run stops.
-        max_score: the judge's highest score, to tell when it gives nothing else.
+        prompts: prompts of the candidates.
+        candidates: output of `generate-responses`.
+        judgments: output of `judge-responses`.
+        output: file of pairs to write, with `chosen_reward` and `rejected_reward`. The reports are
+            `output.report.json` and `output.report.html`.
+        length_control: ρ, in [0, 0.5); 0 ignores length.
+        judge_pairs: pairs of the judging task, the output of `meta-judge`, to add to the rows.
+        max_judge_pair_fraction: maximum fraction of judge pairs among all rows; excess pairs are dropped at random.
+        min_pair_fraction: minimum fraction of prompts with a pair; below it the run stops.
+        max_score: the judge's highest score, for a warning when most judgments give it.
 
     Returns:
         The output.
 
     Raises:
-        RowError: a file does not hold what it should.
-        GateError: too few pairs are left to learn from.
+        RowError: an input file is missing, or a line is invalid.
+        ConfigError: an argument is invalid, or the output was made with other settings.
+        SanityCheckError: too few prompts give a pair.
     """
     check_control(length_control)
     if not 0 <= max_judge_pair_fraction < 1:
         raise ConfigError(f"max_judge_pair_fraction: must be from 0 to below 1, found {max_judge_pair_fraction}")
 
     def rows(report: IterationReport) -> Iterator[JsonObject]:
-        kept = 0
-        for prompt, answers in _answered(prompts, candidates, judgments, report):
-            found = select(answers, length_control=length_control)
-            report.add(prompt, answers, found)
-            if found.chosen and found.rejected:
-                kept += 1
-                yield _pair(prompt, found.chosen, found.rejected)
-        yield from _capped(judge_pairs, max_judge_pair_fraction, kept, report)
+        num_pairs = 0
+        for prompt, responses in _scored_responses(prompts, candidates, judgments, report):
+            selection = select(responses, length_control=length_control)
+            report.add(prompt, responses, selection)
+            if selection.chosen and selection.rejected:
+                num_pairs += 1
+                yield _pair(prompt, selection.chosen, selection.rejected)
+        yield from _limited_judge_pairs(judge_pairs, max_judge_pair_fraction, num_pairs, report)
 
-    return _made(
-        output, rows, IterationReport(max_score=max_score), candidates, judgments, *filter(None, [judge_pairs]),
-        prompts=prompts, min_pair_fraction=min_pair_fraction, length_control=length_control, max_judge_pair_fraction=max_judge_pair_fraction,
-    )  # fmt: skip
+    return _write_rows(
+        output,
+        rows,
+        IterationReport(max_score=max_score),
+        candidates,
+        judgments,
+        *filter(None, [judge_pairs]),
+        prompts=prompts,
+        min_pair_fraction=min_pair_fraction,
+        length_control=length_control,
+        max_judge_pair_fraction=max_judge_pair_fraction,
+    )
 
 
-def _made(
+def _write_rows(
     output: str,
     rows: Callable[[IterationReport], Iterable[JsonObject]],
     report: IterationReport,
@@ -86,13 +95,16 @@ def _made(
     min_pair_fraction: float = 0.0,
     **settings: Any,
 ) -> Path:
-    """A file of rows and its report, made by one rank for all; not made again.
+    """Write a file of rows and its report on rank 0, unless the file is complete.
 
     Args:
-        rows: makes them, and feeds the report.
-        inputs: files that they are made of.
-        min_pair_fraction: of prompts that must give a row, and one in any case.
-        settings: what else they depend on.
+        rows: makes the rows and fills the report.
+        inputs: files that the rows depend on.
+        min_pair_fraction: minimum fraction of prompts with a row; one row is required in any case.
+        settings: other arguments that the rows depend on.
+
+    Raises:
+        SanityCheckError: too few prompts give a row.
     """
     path = Path(output).expanduser()
     from aligner.backend.distributed import rank_zero_first
@@ -101,34 +113,34 @@ def _made(
         if first:
             if min_pair_fraction:
                 settings = {"min_pair_fraction": min_pair_fraction, **settings}
-            made = _journal(path, *inputs, prompts=prompts, **settings)
-            if made.check_finished():
-                log_rank0(f"{path} is there, whole")
+            output_journal = _journal(path, *inputs, prompts=prompts, **settings)
+            if output_journal.check_finished():
+                log_rank0(f"{path} is complete; skipping this stage")
                 return path
-            found = list(rows(report))
+            written_rows = list(rows(report))
             report.write(path)
             if report.pairs < max(1.0, min_pair_fraction * report.prompts):
-                wanted = (
+                shortfall = (
                     f"fewer than min_pair_fraction={min_pair_fraction}"
                     if report.pairs
                     else "and one is needed at least"
                 )
                 raise SanityCheckError(
-                    f"{report.pairs} of {report.prompts} prompts give a row, {wanted}: {report.why()}. "
-                    f"Look at {path}.report.html; a judge that tells answers apart, more samples or a higher "
+                    f"{report.pairs} of {report.prompts} prompts give a row, {shortfall}: {report.why()}. "
+                    f"Look at {path}.report.html; a judge that separates responses, more samples or a higher "
                     "temperature help"
                 )
-            made.write_all(found)
+            output_journal.write_all(written_rows)
     return path
 
 
 def _journal(path: Path, *inputs: str, prompts: Any, **settings: Any) -> journal.Journal:
-    """What the rows are made of: the content of files, and settings."""
-    asked = hashing.short_hash(repr([(p.id, p.row) for p in read_prompts(prompts)]).encode())
+    """Return the journal of the rows; its settings include hashes of the input files."""
+    prompts_hash = hashing.short_hash(repr([(p.id, p.row) for p in read_prompts(prompts)]).encode())
     for name in inputs:
         if not Path(name).expanduser().is_file():
-            raise RowError(f"{name}: no such file; it is made by the stage before")
-    return journal.Journal(path, {"of": {"prompts": asked, "answers": hashing.files_hash(*inputs)}, **settings})
+            raise RowError(f"{name}: no such file; the stage before writes it")
+    return journal.Journal(path, {"of": {"prompts": prompts_hash, "answers": hashing.files_hash(*inputs)}, **settings})
 
 
 def _pair(prompt: Prompt, chosen: Candidate, rejected: Candidate) -> JsonObject:
@@ -143,91 +155,98 @@ def _pair(prompt: Prompt, chosen: Candidate, rejected: Candidate) -> JsonObject:
     }
 
 
-def _capped(judge_pairs: str | None, share: float, answers: int, report: IterationReport) -> list[JsonObject]:
-    """Pairs of the judging task, as many as make up at most `share` of all rows."""
+def _limited_judge_pairs(
+    judge_pairs: str | None, max_fraction: float, num_pairs: int, report: IterationReport
+) -> list[JsonObject]:
+    """Return pairs of the judging task, at most `max_fraction` of all rows."""
     if judge_pairs is None:
         return []
-    found = list(journal.read(Path(judge_pairs).expanduser()))
+    pairs = list(journal.read(Path(judge_pairs).expanduser()))
     report.compared = report_of(Path(judge_pairs).expanduser())
-    kept = min(len(found), int(share * answers / (1 - share) + 1e-9))
-    report.judge_pairs, report.judge_pairs_left_out = kept, len(found) - kept
-    # By turns of their scores, so that no score takes a larger share than it had.
-    turns: dict[float, list[JsonObject]] = {}
-    for row in random.Random(0).sample(found, len(found)):
-        turns.setdefault(round(row.get("chosen_score", 0.0)), []).append(row)
-    by_turn = [row for rows in itertools.zip_longest(*(turns[score] for score in sorted(turns))) for row in rows if row]
-    return by_turn[:kept]
+    limit = min(len(pairs), int(max_fraction * num_pairs / (1 - max_fraction) + 1e-9))
+    report.judge_pairs, report.judge_pairs_left_out = limit, len(pairs) - limit
+    # Round-robin over scores: no score gets a larger share than it had.
+    by_score: dict[float, list[JsonObject]] = {}
+    for row in random.Random(0).sample(pairs, len(pairs)):
+        by_score.setdefault(round(row.get("chosen_score", 0.0)), []).append(row)
+    by_turn = [
+        row for rows in itertools.zip_longest(*(by_score[score] for score in sorted(by_score))) for row in rows if row
+    ]
+    return by_turn[:limit]
 
 
-def _answered(source: Any, candidates: str, judgments: str | None, report: IterationReport) -> Any:
-    """Each prompt with its answers and their scores."""
+def _scored_responses(source: Any, candidates: str, judgments: str | None, report: IterationReport) -> Any:
+    """Return each prompt with its responses and their scores."""
     scores: dict[str, list[float]] = {}
     for row in journal.read(Path(judgments).expanduser(), ("key", "score")) if judgments else ():
-        report.judged(row)
+        report.add_judgment(row)
         if row["score"] is not None:
             scores.setdefault(parent_key(row["key"]), []).append(row["score"])
-    held = list(journal.read(Path(candidates).expanduser(), ANSWER))
-    # The same answer to the same prompt was judged once.
-    by_text = {_said(row): scores[row["key"]] for row in held if row["key"] in scores}
-    answers: dict[str, list[Candidate]] = {}
-    for row in held:
+    rows = list(journal.read(Path(candidates).expanduser(), RESPONSE_KEYS))
+    # Identical responses to a prompt were judged once.
+    by_text = {_response_id(row): scores[row["key"]] for row in rows if row["key"] in scores}
+    responses: dict[str, list[Candidate]] = {}
+    for row in rows:
         candidate = Candidate(
             key=row["key"],
             text=row["response"],
             length=row["num_tokens"],
             ended=row["finish_reason"] == "stop" and bool(row["response"].strip()),
-            scores=tuple(by_text.get(_said(row), ())),
+            scores=tuple(by_text.get(_response_id(row), ())),
         )
-        report.answered(row)
-        answers.setdefault(parent_key(row["key"]), []).append(candidate)
+        report.add_response(row)
+        responses.setdefault(parent_key(row["key"]), []).append(candidate)
     for name, file in (("answers", candidates), ("judgments", judgments)):
         if file is not None:
-            report.timed(name, speed_of(Path(file).expanduser()))
-    asked = PromptIndex(source, candidates)
-    return [(asked.prompt(found[0].key), found) for found in answers.values()]
+            report.add_speed(name, speed_of(Path(file).expanduser()))
+    prompt_index = PromptIndex(source, candidates)
+    return [(prompt_index.prompt(group[0].key), group) for group in responses.values()]
 
 
-def _said(row: JsonObject) -> tuple[str, str]:
-    """The prompt's id and the answer."""
+def _response_id(row: JsonObject) -> tuple[str, str]:
+    """Return the prompt's id and the response."""
     return parent_key(row["key"]), row["response"]
 
 
 def spin_pairs(prompts: Union[str, list[str]], candidates: str, output: str) -> Path:
-    """Make pairs of a given answer and the model's own (self-play fine-tuning, Chen et al. 2024, arXiv 2401.01335).
+    """Pair reference responses with the model's own (self-play fine-tuning, SPIN, Chen et al. 2024, arXiv 2401.01335).
 
-    Chosen is the prompt's `response`, or the answer that follows its last user message; rejected the model's first
-    answer that ended properly and is another.
+    Chosen is the prompt's `response`, or the message after its last user message. Rejected is the model's first
+    complete response that differs from it.
 
     Args:
-        prompts: the file that was answered, with `response` or `messages`.
-        candidates: what `generate-responses` wrote.
-        output: the file of pairs to write.
+        prompts: prompts of the candidates, with `response` or `messages`.
+        candidates: output of `generate-responses`.
+        output: file of pairs to write.
+
+    Returns:
+        The output.
 
     Raises:
-        RowError: a prompt has no given answer.
-        GateError: no pair is left.
+        RowError: a prompt has no reference response.
+        SanityCheckError: no prompt gives a pair.
     """
 
     def rows(report: IterationReport) -> Iterator[JsonObject]:
-        for prompt, answers in _answered(prompts, candidates, None, report):
-            given = _given(prompt)
-            other = next((a for a in answers if a.ended and a.text.strip() != given.strip()), None)
-            report.count("pair" if other else "unended" if not any(a.ended for a in answers) else "identical")
-            if other:
-                yield {"prompt": prompt.prompt, "chosen_response": given, "rejected_response": other.text}
+        for prompt, responses in _scored_responses(prompts, candidates, None, report):
+            reference = _reference_response(prompt)
+            rejected = next((r for r in responses if r.ended and r.text.strip() != reference.strip()), None)
+            report.count("pair" if rejected else "unended" if not any(r.ended for r in responses) else "identical")
+            if rejected:
+                yield {"prompt": prompt.prompt, "chosen_response": reference, "rejected_response": rejected.text}
 
-    return _made(output, rows, IterationReport(), candidates, prompts=prompts)
+    return _write_rows(output, rows, IterationReport(), candidates, prompts=prompts)
 
 
-def _given(prompt: Prompt) -> str:
-    """The answer that a line of prompts holds."""
+def _reference_response(prompt: Prompt) -> str:
+    """Return the reference response in a line of prompts."""
     row = prompt.row
-    answer = row.get("response")
-    if answer is None and isinstance(row.get("messages"), list) and len(row["messages"]) > len(prompt.prompt):
-        answer = row["messages"][len(prompt.prompt)]
-    if isinstance(answer, list) and answer:
-        answer = answer[0]
-    text = answer.get("content") if isinstance(answer, dict) else answer
+    response = row.get("response")
+    if response is None and isinstance(row.get("messages"), list) and len(row["messages"]) > len(prompt.prompt):
+        response = row["messages"][len(prompt.prompt)]
+    if isinstance(response, list) and response:
+        response = response[0]
+    text = response.get("content") if isinstance(response, dict) else response
     if not isinstance(text, str) or not text.strip():
         raise RowError(f"{prompt.source}: has no 'response' that spin could choose over the model's own")
     return text
@@ -240,28 +259,31 @@ def best_responses(
     output: str,
     score_threshold: Optional[float] = None,
 ) -> Path:
-    """Keep the best answer to each prompt for supervised fine-tuning (rejection sampling).
+    """Select the best response to each prompt for supervised fine-tuning (rejection sampling, best of n).
 
     Args:
-        prompts: the file that was answered.
-        candidates: what `generate-responses` wrote.
-        judgments: what `judge-responses` wrote.
-        output: the file of demonstrations to write.
-        score_threshold: a score that the best must have; None: whatever it has.
+        prompts: prompts of the candidates.
+        candidates: output of `generate-responses`.
+        judgments: output of `judge-responses`.
+        output: file of demonstrations to write.
+        score_threshold: minimum score of the best response; None: no minimum.
+
+    Returns:
+        The output.
 
     Raises:
-        RowError: a file does not hold what it should.
-        GateError: none is left.
+        RowError: an input file is missing, or a line is invalid.
+        SanityCheckError: no prompt gives a row.
     """
 
     def rows(report: IterationReport) -> Iterator[JsonObject]:
-        for prompt, answers in _answered(prompts, candidates, judgments, report):
-            found = best(answers)
-            good = found is not None and (score_threshold is None or found.score >= score_threshold)
-            report.count("pair" if good else "unscored" if found is None else "below")
-            if good and found is not None:
-                yield {"prompt": prompt.prompt, "response": found.text, "score": found.score}
+        for prompt, responses in _scored_responses(prompts, candidates, judgments, report):
+            top = best(responses)
+            accepted = top is not None and (score_threshold is None or top.score >= score_threshold)
+            report.count("pair" if accepted else "unscored" if top is None else "below")
+            if accepted and top is not None:
+                yield {"prompt": prompt.prompt, "response": top.text, "score": top.score}
 
-    return _made(
+    return _write_rows(
         output, rows, IterationReport(), candidates, judgments, prompts=prompts, score_threshold=score_threshold
     )

@@ -1,4 +1,4 @@
-"""How good a policy's likeliest answers to held-out prompts are, by the judge that its training used."""
+"""Evaluation of a policy: greedy responses to held-out prompts, scored by the judge of its training."""
 
 import json
 import statistics
@@ -15,30 +15,30 @@ from aligner.judge.judges import Judge, judge_responses
 
 
 def _mean(scores: list[list[float]]) -> float:
-    """Of the means of those that there are."""
-    known = [statistics.fmean(each) for each in scores if each]
-    return statistics.fmean(known) if known else 0.0
+    """Return the mean of the means of non-empty lists; 0 without any."""
+    means = [statistics.fmean(values) for values in scores if values]
+    return statistics.fmean(means) if means else 0.0
 
 
 def evaluate(prompts: Union[str, list[str]], output: str, engine: Engine, judge: Judge, max_tokens: int = 512) -> Path:
-    """Answer prompts greedily and judge the answers; run again, it goes on where it was.
+    """Generate greedy responses and judge them. If an output file is incomplete, evaluation resumes.
 
     Args:
         prompts: held-out prompts.
-        output: a JSON file to write: `score` (mean of the answers' mean scores, 0 for one that did not end, without
-            those whose judgments cannot be read), `ended`, `answers`, `length` (tokens); the answers and judgments
-            are beside it.
-        engine: who answers.
-        judge: who judges.
-        max_tokens: of an answer.
+        output: JSON file to write: `score`, `ended` (number of complete responses), `answers` (number of responses),
+            `length` (mean tokens). `score` is the mean over responses of their mean scores; an incomplete response
+            scores 0, a response without a parsed judgment is left out. Responses and judgments are beside the file.
+        engine: generation backend of the policy.
+        judge: `ModelJudge` or `Verifier`.
+        max_tokens: maximum number of tokens of a response.
 
     Returns:
         The output.
     """
     path = Path(output).expanduser()
-    answers, judgments = (path.with_name(f"{path.stem}.{name}.jsonl") for name in ("answers", "judgments"))
-    generate_responses(prompts, str(answers), engine, num_generations=1, temperature=0, max_tokens=max_tokens)
-    judge_responses(prompts, str(answers), str(judgments), judge)
+    responses, judgments = (path.with_name(f"{path.stem}.{name}.jsonl") for name in ("answers", "judgments"))
+    generate_responses(prompts, str(responses), engine, num_generations=1, temperature=0, max_tokens=max_tokens)
+    judge_responses(prompts, str(responses), str(judgments), judge)
     from aligner.backend.distributed import rank_zero_first
 
     with rank_zero_first() as first:
@@ -47,19 +47,20 @@ def evaluate(prompts: Union[str, list[str]], output: str, engine: Engine, judge:
             for row in journal.read(judgments):
                 if row["score"] is not None:
                     scores.setdefault(parent_key(row["key"]), []).append(row["score"])
-            held = list(journal.read(answers))
-            told = {
-                # One that did not end was not judged; one whose judgments cannot be read says nothing.
+            rows = list(journal.read(responses))
+            result = {
+                # An incomplete response was not judged; one without a parsed judgment is left out.
                 "score": _mean(
-                    [[0.0] if row["finish_reason"] != "stop" else scores.get(row["key"], []) for row in held]
+                    [[0.0] if row["finish_reason"] != "stop" else scores.get(row["key"], []) for row in rows]
                 ),
-                "ended": sum(row["finish_reason"] == "stop" for row in held),
-                "answers": len(held),
-                "length": statistics.fmean(row["num_tokens"] for row in held),
+                "ended": sum(row["finish_reason"] == "stop" for row in rows),
+                "answers": len(rows),
+                "length": statistics.fmean(row["num_tokens"] for row in rows),
             }
             with atomic_write(path) as partial:
-                partial.write_text(json.dumps(told))
+                partial.write_text(json.dumps(result))
             log_rank0(
-                f"{path.name}: score {told['score']:.4f} over {told['answers']} answers, {told['ended']} of them ended"
+                f"{path.name}: score {result['score']:.4f} over {result['answers']} responses, "
+                f"{result['ended']} complete"
             )
     return path

@@ -1,4 +1,4 @@
-"""Scores of answers, by a model that reads them or by a function that checks them: `nemo llm judge-responses`."""
+"""Judges, which score responses by a model or a function: `nemo llm judge-responses`."""
 
 import abc
 import functools
@@ -21,71 +21,71 @@ from aligner.generate.sampling import Sampling, seed_of
 from aligner.judge import templates
 from aligner.judge.verdicts import parse_score
 
-FILLED = {"prompt", "response"}
+PLACEHOLDERS = {"prompt", "response"}
 
 
-def _made_of(asked: PromptIndex, candidates: list[JsonObject]) -> dict[str, int]:
-    """Answers and the lines of their prompts, which a verifier compares with, as a hash."""
-    content = repr([(row["key"], row["response"], asked.prompt(row["key"]).row) for row in candidates])
+def _input_hashes(prompts: PromptIndex, candidates: list[JsonObject]) -> dict[str, int]:
+    """Return a hash of the responses and of the prompt lines, which a verifier reads."""
+    content = repr([(row["key"], row["response"], prompts.prompt(row["key"]).row) for row in candidates])
     return {"prompts or answers": hashing.short_hash(content.encode())}
 
 
 class Judge(abc.ABC):
-    """Writes a score for each answer, several where it judges several times."""
+    """The interface of judges: one or more scores per response."""
 
     @abc.abstractmethod
     def score(self, asked: PromptIndex, candidates: list[JsonObject], output: Path) -> None:
-        """Write a line for each judgment: `key` (`id/sample/number`), `score` or null, `judgment`, `finish_reason`."""
+        """Write a line per judgment: `key` (`id/sample/number`), `score` or null, `judgment`, `finish_reason`."""
 
 
 def judge_responses(prompts: Union[str, list[str]], candidates: str, output: str, judge: Judge) -> Path:
-    """Have the answers of a file judged; run again, it goes on where it was.
+    """Score the responses of a file. If `output` is incomplete, judging resumes.
 
-    A line of the output is a judgment: `key` (`id/sample/number`), `score` (null if it could not be read), `judgment`
-    (the judge's own words) and `finish_reason`. Answers that did not end properly are not judged; the same answer to the same
-    prompt is, once.
+    Each output line is a judgment: `key` (`id/sample/number`), `score` (null if it cannot be parsed), `judgment` (the
+    judge's text) and `finish_reason`. Incomplete responses are not judged. Identical responses to a prompt are judged
+    once.
 
     Args:
-        prompts: the file that was answered.
-        candidates: what `generate-responses` wrote.
-        output: the file to write.
+        prompts: prompts of the candidates.
+        candidates: output of `generate-responses`.
+        output: file to write.
         judge: `ModelJudge` or `Verifier`.
 
     Returns:
         The output.
 
     Raises:
-        RowError: a file does not hold what it should.
-        ConfigError: an argument is not as it must be, or the output was begun with others.
+        RowError: an input file is missing, or a line is invalid.
+        ConfigError: an argument is invalid, or the output was begun with other settings.
     """
-    asked, seen, distinct = PromptIndex(prompts, candidates), set(), []
+    prompt_index, seen, distinct = PromptIndex(prompts, candidates), set(), []
     for row in read(Path(candidates).expanduser(), ("key", "response", "finish_reason")):
-        said = asked.prompt(row["key"]).id, row["response"]
-        if row["finish_reason"] == "stop" and said not in seen:
-            seen.add(said)
+        response_id = prompt_index.prompt(row["key"]).id, row["response"]
+        if row["finish_reason"] == "stop" and response_id not in seen:
+            seen.add(response_id)
             distinct.append(row)
     path = Path(output).expanduser()
-    judge.score(asked, distinct, path)
+    judge.score(prompt_index, distinct, path)
     return path
 
 
 @dataclass
 class ModelJudge(Judge):
-    """A model that reads question and answer and states a score (arXiv 2401.10020, section 2.1).
+    """LLM-as-a-judge: a model reads prompt and response and generates a score (arXiv 2401.10020, section 2.1).
 
     Args:
-        engine: the model; the policy itself, another checkpoint, a server.
-        template: `additive` (five points that add up, after the paper's figure 2), `direct`, or a jinja file with
+        engine: generation backend of the judge: the policy itself, another checkpoint, or a server.
+        template: `additive` (five additive points, after the paper's figure 2), `direct`, or a Jinja file with
             {{ prompt }} and {{ response }}.
-        num_judgments: judgments of each answer, which are averaged.
-        temperature: of drawing them.
-        top_p: likewise.
-        max_tokens: of a judgment.
-        stop: texts that a judgment ends before.
-        min_score: end of the scale; what is outside is not a score.
-        max_score: its other end.
-        pattern: a regular expression whose first group, at its last match, is the score; None: `parse_score`.
-        seed: another one gives other judgments.
+        num_judgments: judgments per response; their scores are averaged.
+        temperature: sampling temperature.
+        top_p: nucleus sampling threshold.
+        max_tokens: maximum number of tokens of a judgment.
+        stop: strings that end a judgment; the judgment does not include them.
+        min_score: lowest score; a number below it is no score.
+        max_score: highest score; a number above it is no score.
+        pattern: regular expression; the first group of its last match is the score. None: `parse_score`.
+        seed: random seed.
     """
 
     engine: Engine
@@ -105,26 +105,28 @@ class ModelJudge(Judge):
             raise ConfigError(f"judge.num_judgments: must be at least 1, found {self.num_judgments}")
         if not self.min_score < self.max_score:
             raise ConfigError(f"judge.min_score, judge.max_score: {self.min_score} to {self.max_score} is no scale")
-        read_score = self._parser()
+        parse = self._parser()
         sampling = Sampling(
             temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, stop=tuple(self.stop or ())
         )
-        questions = []
-        for answer in candidates:
-            text = self.asked(asked.prompt(answer["key"]).prompt, answer["response"])
+        requests = []
+        for candidate in candidates:
+            text = self.render_prompt(asked.prompt(candidate["key"]).prompt, candidate["response"])
+            source = f"answer {candidate['key']}"
             for i in range(self.num_judgments):
-                key = f"{answer['key']}/{i}"
+                key = f"{candidate['key']}/{i}"
                 seed = seed_of(self.seed, key)
-                questions.append(GenerationRequest(key=key, prompt=text, seed=seed, source=f"answer {answer['key']}"))
+                requests.append(GenerationRequest(key=key, prompt=text, seed=seed, source=source))
 
-        def row(question: GenerationRequest, answer: GenerationResult) -> JsonObject:
-            told = {
-                "judgment": answer.text,
-                "num_tokens": answer.num_tokens,
-                "finish_reason": answer.finish_reason,
-                "seed": question.seed,
+        def row(request: GenerationRequest, result: GenerationResult) -> JsonObject:
+            return {
+                "key": request.key,
+                "score": parse(result.text),
+                "judgment": result.text,
+                "num_tokens": result.num_tokens,
+                "finish_reason": result.finish_reason,
+                "seed": request.seed,
             }
-            return {"key": question.key, "score": read_score(answer.text), **told}
 
         settings = {
             "judge.template": templates.settings_of(self.template),
@@ -135,18 +137,18 @@ class ModelJudge(Judge):
             "judge.seed": self.seed,
             **{f"judge.{name}": value for name, value in vars(sampling).items()},
             "judge.engine": self.engine.describe(),
-            "of": _made_of(asked, candidates),
+            "of": _input_hashes(asked, candidates),
         }
         generate_to_file(
-            Journal(output, settings), self.engine, questions, sampling, row,
+            Journal(output, settings), self.engine, requests, sampling, row,
             refuse_long=False, cache=output.parent / "models",
         )  # fmt: skip
 
-    def asked(self, prompt: TextOrMessages, response: str) -> str:
-        """What the model is asked of an answer.
+    def render_prompt(self, prompt: TextOrMessages, response: str) -> str:
+        """Return the judge's prompt for a response.
 
         Raises:
-            ConfigError: the template is not one.
+            ConfigError: the template is missing or invalid.
         """
         return self._render(
             prompt=templates.as_text(prompt), response=response, min_score=self.min_score, max_score=self.max_score
@@ -154,7 +156,9 @@ class ModelJudge(Judge):
 
     @functools.cached_property
     def _render(self) -> Callable[..., str]:
-        return templates.template(self.template, "judge.template", needed=FILLED, known={"min_score", "max_score"})
+        return templates.template(
+            self.template, "judge.template", needed=PLACEHOLDERS, known={"min_score", "max_score"}
+        )
 
     def _parser(self) -> Callable[[str], float | None]:
         if self.pattern is None:
@@ -164,58 +168,58 @@ class ModelJudge(Judge):
         except re.error as error:
             raise ConfigError(f"judge.pattern: {self.pattern!r} is not a regular expression ({error})") from None
         if expression.groups < 1:
-            raise ConfigError(f"judge.pattern: {self.pattern!r} has no group that the score stands in, as '(\\d+)'")
+            raise ConfigError(f"judge.pattern: {self.pattern!r} has no group for the score, as '(\\d+)'")
 
-        def last(text: str) -> float | None:
-            found = list(expression.finditer(text))
+        def parse(text: str) -> float | None:
+            matches = list(expression.finditer(text))
             try:
-                value = float(found[-1][1]) if found else None
+                value = float(matches[-1][1]) if matches else None
             except (TypeError, ValueError):
                 return None
             return value if value is not None and self.min_score <= value <= self.max_score else None
 
-        return last
+        return parse
 
 
 @dataclass
 class Verifier(Judge):
-    """A function that checks an answer where right and wrong can be told (`aligner.judge.verifiers`).
+    """A function that scores responses to prompts with a verifiable result (`aligner.judge.verifiers`).
 
     Args:
-        function: of the prompt's whole line and the answer's text; returns the score.
+        function: takes the prompt's JSON line and the response text; returns the score.
     """
 
     function: Callable[[JsonObject, str], float]
 
     def score(self, asked: PromptIndex, candidates: list[JsonObject], output: Path) -> None:
-        inner = self.function.func if isinstance(self.function, functools.partial) else self.function
-        given = self.function.keywords if isinstance(self.function, functools.partial) else {}
+        function = self.function.func if isinstance(self.function, functools.partial) else self.function
+        arguments = self.function.keywords if isinstance(self.function, functools.partial) else {}
         journal = Journal(
             output,
             {
-                "judge.function": f"{inner.__module__}.{inner.__qualname__}",
-                "judge.function arguments": {name: repr(value) for name, value in given.items()},
-                "of": _made_of(asked, candidates),
+                "judge.function": f"{function.__module__}.{function.__qualname__}",
+                "judge.function arguments": {name: repr(value) for name, value in arguments.items()},
+                "of": _input_hashes(asked, candidates),
             },
         )
         from aligner.backend.distributed import rank_zero_first
 
         with rank_zero_first() as first:
             if first and not journal.check_finished():
-                self._work(journal, asked, candidates)
+                self._score_rows(journal, asked, candidates)
 
-    def _work(self, journal: Journal, asked: PromptIndex, candidates: list[JsonObject]) -> None:
+    def _score_rows(self, journal: Journal, asked: PromptIndex, candidates: list[JsonObject]) -> None:
         journal.begin()
         order = {f"{row['key']}/0": i for i, row in enumerate(candidates)}
-        done = {held["key"] for held in journal.rows()}
+        done = {row["key"] for row in journal.rows()}
         with journal.appending(0) as file:
             for row in tqdm(candidates, journal.path.name, unit="answer"):
                 if f"{row['key']}/0" not in done:
-                    score = self._checked(asked.prompt(row["key"]), row["response"])
+                    score = self._score_response(asked.prompt(row["key"]), row["response"])
                     append(file, {"key": f"{row['key']}/0", "score": score, "judgment": "", "finish_reason": "stop"})
-        journal.finish(lambda held: order[held["key"]])
+        journal.finish(lambda row: order[row["key"]])
 
-    def _checked(self, prompt: Prompt, response: str) -> float:
+    def _score_response(self, prompt: Prompt, response: str) -> float:
         try:
             return float(self.function(prompt.row, response))
         except KeyError as error:

@@ -1,8 +1,8 @@
-"""Judging judgments, so that judging is learned, too: meta-rewarding (Wu et al. 2024, arXiv 2407.19594, section 2.3).
+"""Meta-judging: preference pairs that train the judge (meta-rewarding, Wu et al. 2024, arXiv 2407.19594, section 2.3).
 
-Of each prompt the answer that its judgments disagree on most is taken. Every two of its judgments are compared, both
-ways round; from who won where follow ratings that places do not count in; the best and the worst judgment become a
-pair of the judging task.
+For each prompt, the response with the highest variance of scores is selected. Every two of its judgments are compared,
+in both orders. Ratings from these comparisons are corrected for position bias. The best and the worst judgment become
+a pair of the judging task.
 """
 
 import itertools
@@ -28,12 +28,12 @@ from aligner.judge.judges import ModelJudge
 from aligner.judge.ratings import Bias, Comparison, bias, ratings
 from aligner.judge.verdicts import parse_winner
 
-NEEDED = {"prompt", "response", "judgment_a", "judgment_b"}
+PLACEHOLDERS = {"prompt", "response", "judgment_a", "judgment_b"}
 
 
 @dataclass(frozen=True)
 class Disputed:
-    """An answer, and its judgments with scores."""
+    """A response with its judgments and their scores."""
 
     key: str
     prompt: Any
@@ -56,67 +56,68 @@ def meta_judge(
     max_same_score_fraction: float = 0.4,
     seed: int = 9876,
 ) -> Path:
-    """Make pairs of the judging task from a file of judgments; run again, it goes on where it was.
+    """Compare judgments and write pairs of the judging task. If `output` is incomplete, comparing resumes.
 
     Args:
-        prompts: the file that was answered.
-        candidates: what `generate-responses` wrote.
-        judgments: what `judge-responses` wrote.
-        output: the file of pairs to write; `output.battles.jsonl` holds what was compared, and who won.
-        engine: who compares.
-        judge: who judged; its template is the prompt of the pairs.
-        template: `meta`, or a jinja file with {{ prompt }}, {{ response }}, {{ judgment_a }} and {{ judgment_b }}.
-        temperature: of comparisons; logits are divided by it.
-        top_p: of the likeliest tokens, the fewest that have this much probability together.
-        max_tokens: of a comparison.
-        stop: texts that one ends before.
-        max_same_score_fraction: of all pairs, at most so many whose better judgment gives the same score (rounded).
-        seed: another one gives other comparisons.
+        prompts: prompts of the candidates.
+        candidates: output of `generate-responses`.
+        judgments: output of `judge-responses`.
+        output: file of pairs to write; `output.battles.jsonl` contains the comparisons and their winners.
+        engine: generation backend of the meta-judge.
+        judge: judge of the responses; its template is the prompt of the pairs.
+        template: `meta`, or a Jinja file with {{ prompt }}, {{ response }}, {{ judgment_a }} and {{ judgment_b }}.
+        temperature: sampling temperature of comparisons.
+        top_p: nucleus sampling threshold.
+        max_tokens: maximum number of tokens of a comparison.
+        stop: strings that end a comparison; the comparison does not include them.
+        max_same_score_fraction: maximum fraction of pairs whose better judgment gives the same score (rounded).
+        seed: random seed.
 
     Returns:
         The output.
 
     Raises:
-        RowError: a file does not hold what it should.
-        ConfigError: an argument is not as it must be, or the output was begun with others.
+        RowError: an input file is missing, or a line is invalid.
+        ConfigError: an argument is invalid, or the output was begun with other settings.
     """
     path = Path(output).expanduser()
-    render = templates.template(template, "meta_judge.template", needed=NEEDED, known=set())
+    render = templates.template(template, "meta_judge.template", needed=PLACEHOLDERS, known=set())
     disputed = _disputed(prompts, candidates, judgments)
     sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, stop=tuple(stop or ()))
-    questions = []
-    for each in disputed:
-        for i, j in itertools.permutations(range(len(each.judgments)), 2):
+    requests = []
+    for dispute in disputed:
+        for i, j in itertools.permutations(range(len(dispute.judgments)), 2):
             text = render(
-                prompt=templates.as_text(each.prompt),
-                response=each.response,
-                judgment_a=each.judgments[i]["judgment"],
-                judgment_b=each.judgments[j]["judgment"],
+                prompt=templates.as_text(dispute.prompt),
+                response=dispute.response,
+                judgment_a=dispute.judgments[i]["judgment"],
+                judgment_b=dispute.judgments[j]["judgment"],
             )
-            key = f"{each.key}/{i}-{j}"
-            questions.append(
+            key = f"{dispute.key}/{i}-{j}"
+            requests.append(
                 GenerationRequest(key=key, prompt=text, seed=seed_of(seed, key), source=f"comparison {key}")
             )
 
-    def row(question: GenerationRequest, answer: GenerationResult) -> JsonObject:
-        told = {
-            "verdict": answer.text,
-            "num_tokens": answer.num_tokens,
-            "finish_reason": answer.finish_reason,
-            "seed": question.seed,
+    def row(request: GenerationRequest, result: GenerationResult) -> JsonObject:
+        return {
+            "key": request.key,
+            "winner": parse_winner(result.text),
+            "verdict": result.text,
+            "num_tokens": result.num_tokens,
+            "finish_reason": result.finish_reason,
+            "seed": request.seed,
         }
-        return {"key": question.key, "winner": parse_winner(answer.text), **told}
 
     settings = {
         "meta_judge.template": templates.settings_of(template),
         "meta_judge.seed": seed,
         **{f"meta_judge.{name}": value for name, value in vars(sampling).items()},
         "engine": engine.describe(),
-        "of": {"judgments": hashing.short_hash(repr([(each.key, each.judgments) for each in disputed]).encode())},
+        "of": {"judgments": hashing.short_hash(repr([(d.key, d.judgments) for d in disputed]).encode())},
     }
     battles = path.with_name(f"{path.name}.battles.jsonl")
     generate_to_file(
-        Journal(battles, settings), engine, questions, sampling, row, refuse_long=False, cache=path.parent / "models"
+        Journal(battles, settings), engine, requests, sampling, row, refuse_long=False, cache=path.parent / "models"
     )
     from aligner.backend.distributed import rank_zero_first
 
@@ -140,10 +141,12 @@ def _write_pairs(
 
 
 def report_of(path: Path) -> dict[str, float]:
-    """What was told of a file of pairs: comparisons, those that could not be read, and the share that the answer in
-    the first place won, which is 0.5 without position bias. Empty for a file that somebody else made."""
-    held = _report_file(path)
-    return json.loads(held.read_text()) if held.is_file() else {}
+    """Return the metrics of a file of pairs: comparisons, unparsed comparisons, win rate of the first position.
+
+    The win rate is 0.5 without position bias. The result is empty for a file that `meta_judge` did not write.
+    """
+    file = _report_file(path)
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _report_file(path: Path) -> Path:
@@ -151,18 +154,18 @@ def _report_file(path: Path) -> Path:
 
 
 def _disputed(source: Any, candidates: str, judgments: str) -> list[Disputed]:
-    """Of each prompt the answer with the highest variance of scores, if there is one."""
+    """Return for each prompt the response with the highest variance of scores, if any variance is above 0."""
     scored: dict[str, list[JsonObject]] = {}
     for row in journal.read(Path(judgments).expanduser()):
         if row["score"] is not None:
             scored.setdefault(parent_key(row["key"]), []).append(row)
-    asked = PromptIndex(source, candidates)
+    prompt_index = PromptIndex(source, candidates)
     found: dict[str, tuple[float, Disputed]] = {}
     for row in journal.read(Path(candidates).expanduser()):
-        prompt, held = asked.prompt(row["key"]), scored.get(row["key"], [])
-        # The same words twice are one judgment.
-        distinct = list({each["judgment"].strip(): each for each in held}.values())
-        variance = statistics.pvariance([each["score"] for each in distinct]) if len(distinct) > 1 else 0.0
+        prompt = prompt_index.prompt(row["key"])
+        # Identical judgments count once.
+        distinct = list({j["judgment"].strip(): j for j in scored.get(row["key"], [])}.values())
+        variance = statistics.pvariance([j["score"] for j in distinct]) if len(distinct) > 1 else 0.0
         if variance > found.get(prompt.id, (0.0, None))[0]:
             found[prompt.id] = (variance, Disputed(row["key"], prompt.prompt, row["response"], distinct))
     return [disputed for _, disputed in found.values()]
@@ -171,70 +174,76 @@ def _disputed(source: Any, candidates: str, judgments: str) -> list[Disputed]:
 def _pairs(
     disputed: list[Disputed], battles: list[JsonObject], judge: ModelJudge, max_same_score_fraction: float, report: Path
 ) -> list[JsonObject]:
-    """Best against worst judgment of each answer, as rows of the judging task."""
-    fought: dict[str, list[Comparison]] = {}
+    """Pair the best and the worst judgment of each response, as rows of the judging task."""
+    comparisons: dict[str, list[Comparison]] = {}
     for row in battles:
         key, _, pair = row["key"].rpartition("/")
         i, j = map(int, pair.split("-"))
-        fought.setdefault(key, []).append(Comparison(i, j, row["winner"]))
-    places = bias(itertools.chain.from_iterable(fought.values()))
+        comparisons.setdefault(key, []).append(Comparison(i, j, row["winner"]))
+    positions = bias(itertools.chain.from_iterable(comparisons.values()))
     rows, dropped = [], Counter[str]()
-    for each in disputed:
-        made = _pair(each, fought.get(each.key, []), places, judge)
-        if isinstance(made, str):
-            dropped[made] += 1
+    for dispute in disputed:
+        pair_or_reason = _pair(dispute, comparisons.get(dispute.key, []), positions, judge)
+        if isinstance(pair_or_reason, str):
+            dropped[pair_or_reason] += 1
         else:
-            rows.append(made)
+            rows.append(pair_or_reason)
     balanced = _balanced(rows, max_same_score_fraction)
     dropped["too many with one score"] = len(rows) - len(balanced)
-    told = "".join(f", {count} dropped: {why}" for why, count in dropped.items() if count)
-    unread = sum(row["winner"] is None for row in battles)
+    dropped_text = "".join(f", {count} dropped: {reason}" for reason, count in dropped.items() if count)
+    num_unparsed = sum(row["winner"] is None for row in battles)
     log_rank0(
-        f"judge pairs: {len(balanced)} of {len(disputed)} disputed answers{told}; {unread} of {len(battles)} "
-        f"comparisons could not be read; the first place won {places.share:.0%} of {places.first + places.second}"
+        f"judge pairs: {len(balanced)} of {len(disputed)} disputed responses{dropped_text}; {num_unparsed} of "
+        f"{len(battles)} comparisons could not be parsed; the first place won {positions.share:.0%} of "
+        f"{positions.first + positions.second}"
     )
-    numbers = {"comparisons": len(battles), "unparsed_comparisons": unread, "first_position_win_rate": places.share}
+    metrics = {
+        "comparisons": len(battles),
+        "unparsed_comparisons": num_unparsed,
+        "first_position_win_rate": positions.share,
+    }
     with atomic_write(report) as partial:
-        partial.write_text(json.dumps(numbers))
+        partial.write_text(json.dumps(metrics))
     return balanced
 
 
-def _pair(each: Disputed, fought: list[Comparison], places: Bias, judge: ModelJudge) -> JsonObject | str:
-    """A row, or why there is none."""
-    found = ratings(len(each.judgments), fought, places)
-    if found is None:
+def _pair(dispute: Disputed, comparisons: list[Comparison], positions: Bias, judge: ModelJudge) -> JsonObject | str:
+    """Return a row, or the reason why there is none."""
+    rating = ratings(len(dispute.judgments), comparisons, positions)
+    if rating is None:
         return "no winner"
-    order = sorted(range(len(found)), key=lambda i: found[i])
-    best, worst = each.judgments[order[-1]], each.judgments[order[0]]
+    order = sorted(range(len(rating)), key=lambda i: rating[i])
+    best, worst = dispute.judgments[order[-1]], dispute.judgments[order[0]]
     if best["score"] == worst["score"]:
         return "equal scores"
     if best["finish_reason"] != "stop":
         return "the better one did not end"
     return {
-        "prompt": judge.asked(each.prompt, each.response),
+        "prompt": judge.render_prompt(dispute.prompt, dispute.response),
         "chosen_response": best["judgment"],
         "rejected_response": worst["judgment"],
-        "chosen_reward": found[order[-1]],
-        "rejected_reward": found[order[0]],
+        "chosen_reward": rating[order[-1]],
+        "rejected_reward": rating[order[0]],
         "chosen_score": best["score"],
         "rejected_score": worst["score"],
-        "key": each.key,
+        "key": dispute.key,
     }
 
 
 def _balanced(rows: list[JsonObject], most: float) -> list[JsonObject]:
-    """At most a share `most` of the rows with the same better score: else the judge learns to give always that one.
+    """Drop rows at random until at most a fraction `most` has the same better score; else the judge learns that score.
 
-    The largest number of rows is kept for which the share holds; of scores too few to keep to it, as many of each.
+    The largest possible number of rows is kept. With too few distinct scores for the fraction, each score keeps an
+    equal number.
     """
     classes = Counter(round(row["chosen_score"]) for row in rows)
     most = max(most, 1 / len(classes)) if len(classes) > 1 else most
-    kept = len(rows)
-    while kept and sum(min(count, int(most * kept + 1e-9)) for count in classes.values()) < kept:
-        kept -= 1
-    limit, taken, found = int(most * kept + 1e-9), Counter[int](), []
+    num_kept = len(rows)
+    while num_kept and sum(min(count, int(most * num_kept + 1e-9)) for count in classes.values()) < num_kept:
+        num_kept -= 1
+    limit, taken, balanced = int(most * num_kept + 1e-9), Counter[int](), []
     for row in random.Random(0).sample(rows, len(rows)):
         if taken[round(row["chosen_score"])] < limit:
             taken[round(row["chosen_score"])] += 1
-            found.append(row)
-    return found
+            balanced.append(row)
+    return balanced

@@ -1,4 +1,4 @@
-"""Ratings from comparisons in which places may count: Bradley-Terry, by choix."""
+"""Bradley-Terry ratings from comparisons with position bias, by choix."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from typing import Literal
 
 Winner = Literal["A", "B", "tie"]
 FLAT = 1e-3
-"""Ratings that differ by no more tell nothing apart."""
+"""Ratings within this range count as equal."""
 REGULAR = 0.01
-"""Weight of the prior that keeps ratings finite where one wins every time."""
+"""Weight of the prior, which keeps ratings finite if an item wins every comparison."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a judge said of two, one shown first."""
+    """A comparison of two items, shown as A (first) and B (second)."""
 
     first: int
     second: int
     winner: Winner | None
-    """A: the first one; None: it could not be read."""
+    """None: the judge's verdict cannot be parsed."""
 
 
 @dataclass(frozen=True)
 class Bias:
-    """How often each place won, over comparisons that have a winner."""
+    """Wins per position, over comparisons with a winner."""
 
     first: int
     second: int
 
     @property
     def share(self) -> float:
-        """Of the first place; 0.5 is no bias."""
+        """Win rate of the first position; 0.5 without bias."""
         return self.first / (self.first + self.second) if self.first + self.second else 0.5
 
     @property
     def weights(self) -> tuple[float, float]:
-        """ω₁ and ω₂ of a win in the first and in the second place: what the other place won, over both.
+        """ω₁ and ω₂, the weights of a win in the first and the second position: the other position's win rate.
 
         Wu et al. 2024, arXiv 2407.19594, section 2.3: ω₁ = win₂ / (win₁ + win₂), ω₂ = win₁ / (win₁ + win₂).
         """
@@ -45,27 +45,27 @@ class Bias:
 
 
 def bias(comparisons: Iterable[Comparison]) -> Bias:
-    """Count wins by place."""
+    """Count wins per position."""
     winners = [comparison.winner for comparison in comparisons]
     return Bias(winners.count("A"), winners.count("B"))
 
 
 def ratings(count: int, comparisons: Iterable[Comparison], places: Bias) -> list[float] | None:
-    """Bradley-Terry ratings of `count` items, in nats of odds, their mean 0; None if nothing tells them apart.
+    """Fit Bradley-Terry ratings of `count` items, in log-odds (nats) with mean 0; None if all ratings are equal.
 
-    P(i beats j) = sigmoid(r_i - r_j), the maximum of the likelihood weighed by ω and a small prior. Battles that cannot
-    be read count for nothing; a tie counts half for both.
+    P(i beats j) = sigmoid(r_i - r_j). The ratings maximize the likelihood, weighted by ω, with a small prior. Unparsed
+    comparisons are ignored; a tie counts half for both items.
     """
     import numpy as np
 
     wins = np.zeros((count, count))
-    first, second = places.weights
+    first_weight, second_weight = places.weights
     for comparison in comparisons:
         i, j = comparison.first, comparison.second
         if comparison.winner == "A":
-            wins[i, j] += first
+            wins[i, j] += first_weight
         elif comparison.winner == "B":
-            wins[j, i] += second
+            wins[j, i] += second_weight
         elif comparison.winner == "tie":
             wins[i, j] += 0.25
             wins[j, i] += 0.25
@@ -73,7 +73,7 @@ def ratings(count: int, comparisons: Iterable[Comparison], places: Bias) -> list
         return None
     import choix
 
-    found = choix.ilsr_pairwise_dense(wins, alpha=REGULAR)
-    if found.max() - found.min() < FLAT:  # a cycle, for example
+    fitted = choix.ilsr_pairwise_dense(wins, alpha=REGULAR)
+    if fitted.max() - fitted.min() < FLAT:  # a cycle, for example
         return None
-    return [float(value) for value in found - found.mean()]
+    return [float(value) for value in fitted - fitted.mean()]

@@ -1,14 +1,14 @@
-"""Self-rewarding: rounds of generating, judging, selecting and aligning; each stage reads and writes files.
+"""Self-rewarding: iterations of generating, judging, selecting and aligning; each stage reads and writes files.
 
-    NAME/start/                        the supervised stage before the first round, if there is one
-    NAME/iteration-1/candidates.jsonl  answers            (aligner.generate.generation)
-    NAME/iteration-1/judgments.jsonl  scores             (aligner.judge.judges)
-    NAME/iteration-1/judge_pairs.jsonl pairs of judgments, with a meta-judge (aligner.judge.meta_judge)
-    NAME/iteration-1/train.jsonl       pairs, and a report (aligner.judge.build_pairs)
-    NAME/iteration-1/policy/           a run of `align` that starts from, and is held to, the policy before
-    NAME/iteration-1/score.json        its answers to held-out prompts (aligner.judge.judge_policy)
+    NAME/start/                         the supervised stage before the first iteration, if any
+    NAME/iteration-1/candidates.jsonl   responses (aligner.generate.generation)
+    NAME/iteration-1/judgments.jsonl    scores (aligner.judge.judges)
+    NAME/iteration-1/judge_pairs.jsonl  pairs of judgments, with a meta-judge (aligner.judge.meta_judge)
+    NAME/iteration-1/train.jsonl        pairs, and a report (aligner.judge.build_pairs)
+    NAME/iteration-1/policy/            an `align` run; the previous policy is its initial policy and its reference
+    NAME/iteration-1/score.json         evaluation on held-out prompts (aligner.judge.judge_policy)
 
-A file that is there is not made again, so what a person wrote may take the place of any of them.
+A complete file is not written again, so a user's own file can replace any of these files.
 """
 
 import json
@@ -27,7 +27,7 @@ Stage = Callable[[], Path]
 
 @dataclass(kw_only=True)
 class Iteration:
-    """The stages of one iteration, in order; None where there is no such stage."""
+    """The stages of an iteration, in order; None skips a stage."""
 
     generate: Stage
     judge: Optional[Stage] = None
@@ -38,19 +38,19 @@ class Iteration:
 
 
 def self_reward(output: str, iterations: list[Iteration], start: Optional[Stage] = None) -> Path:
-    """Do all stages one after another in this job; run again, it goes on where it was.
+    """Run all stages of all iterations in this job. If the pipeline is incomplete, it resumes.
 
     Args:
-        output: the pipeline's folder, in which its recipe puts everything.
-        iterations: what is done in each iteration.
-        start: a run before the first one.
+        output: folder of the pipeline, with the files of all stages.
+        iterations: stages of each iteration.
+        start: run before the first iteration.
 
     Returns:
         The folder of the last policy.
 
     Raises:
-        GateError: a round leaves too few pairs to learn from.
-        SystemExit: with code 75; the job was told to end, has saved, and is to be run again.
+        SanityCheckError: an iteration gives too few pairs.
+        SystemExit: code 75 after preemption: the job has saved a checkpoint and must be run again.
     """
     from aligner.common.console import install_excepthook
 
@@ -58,35 +58,35 @@ def self_reward(output: str, iterations: list[Iteration], start: Optional[Stage]
     if start is not None:
         start()
     policy = Path(output)
-    for i, one in enumerate(iterations, start=1):
+    for i, iteration in enumerate(iterations, start=1):
         for part in fields(Iteration):
-            stage: Stage | None = getattr(one, part.name)
+            stage: Stage | None = getattr(iteration, part.name)
             if stage is None:
                 continue
             log_rank0(f"iteration {i} of {len(iterations)}: {part.name}")
-            made = stage()
-            policy = made if part.name == "align" else policy
-    log_rank0(f"scores of held-out answers by iteration: {scores(Path(output))}")
+            result = stage()
+            policy = result if part.name == "align" else policy
+    log_rank0(f"scores on held-out prompts by iteration: {scores(Path(output))}")
     return policy
 
 
 def scores(folder: Path) -> list[float]:
-    """Of the policies of a pipeline, in order, as far as they were evaluated."""
-    found = sorted(folder.glob("iteration-*/score.json"), key=lambda path: int(path.parent.name.rpartition("-")[2]))
-    return [json.loads(path.read_text())["score"] for path in found]
+    """Return the scores of a pipeline's evaluated policies, in order."""
+    files = sorted(folder.glob("iteration-*/score.json"), key=lambda path: int(path.parent.name.rpartition("-")[2]))
+    return [json.loads(path.read_text())["score"] for path in files]
 
 
 def stages(recipe: "run.Partial") -> dict[str, "run.Partial"]:
-    """The stages of a recipe of `self_reward` by name, to be launched as jobs that depend on each other.
+    """Return the stages of a `self_reward` recipe by name, to launch as jobs that depend on each other.
 
     executors.launch(pipeline.stages(recipe), executors.slurm(...), name="self_rewarding")
     """
-    found: dict[str, Any] = {}
-    asked: Any = recipe
-    if getattr(asked, "start", None) is not None:
-        found["start"] = asked.start
-    for i, one in enumerate(asked.iterations, start=1):
+    named_stages: dict[str, Any] = {}
+    pipeline: Any = recipe
+    if getattr(pipeline, "start", None) is not None:
+        named_stages["start"] = pipeline.start
+    for i, iteration in enumerate(pipeline.iterations, start=1):
         for part in fields(Iteration):
-            if getattr(one, part.name, None) is not None:
-                found[f"iteration-{i}-{part.name}"] = getattr(one, part.name)
-    return found
+            if getattr(iteration, part.name, None) is not None:
+                named_stages[f"iteration-{i}-{part.name}"] = getattr(iteration, part.name)
+    return named_stages

@@ -1,4 +1,4 @@
-"""What a judge is asked: templates with places for the question and the answer."""
+"""Jinja templates of judge prompts, with placeholders for prompt and response."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ JUDGES = Path(__file__).parent / "judge-templates"
 
 
 def template(name: str, field: str, *, needed: set[str], known: set[str]) -> Callable[..., str]:
-    """A template as a function of its placeholders.
+    """Load a template as a function of its placeholders.
 
     Args:
-        name: one of the package's (`additive`, `direct`, `meta`), or a file.
-        field: the argument it was given as, for messages.
-        needed: placeholders that it must have.
-        known: placeholders that it may have beside them.
+        name: a built-in template (`additive`, `direct`, `meta`) or a file.
+        field: name of the argument, for messages.
+        needed: required placeholders.
+        known: optional placeholders.
 
     Raises:
-        ConfigError: there is no such file, or its text is not a template with these placeholders.
+        ConfigError: the file does not exist, or is not a template with these placeholders.
     """
     path = JUDGES / f"{name}.jinja"
     if not path.is_file():
         path = Path(name).expanduser()
     if not path.is_file():
-        ours = ", ".join(sorted(found.stem for found in JUDGES.glob("*.jinja")))
-        raise ConfigError(f"{field}: {name!r} is neither a file nor one of {ours}")
+        builtin = ", ".join(sorted(file.stem for file in JUDGES.glob("*.jinja")))
+        raise ConfigError(f"{field}: {name!r} is neither a file nor one of {builtin}")
     environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
     text = path.read_text()
     try:
@@ -42,16 +42,16 @@ def template(name: str, field: str, *, needed: set[str], known: set[str]) -> Cal
         raise ConfigError(f"{field}: {path}:{error.lineno} is not a template ({error.message})") from None
     for missing in sorted(needed - used):
         raise ConfigError(f"{field}: {path} has no {{{{ {missing} }}}}, so the judge would not see it")
-    for strange in sorted(used - needed - known):
+    for unknown in sorted(used - needed - known):
         raise ConfigError(
-            f"{field}: {path} has {{{{ {strange} }}}}, which nothing fills in; there are: "
+            f"{field}: {path} has {{{{ {unknown} }}}}, which nothing fills in; there are: "
             f"{', '.join(sorted(needed | known))}"
         )
     return environment.from_string(text).render
 
 
 def as_text(prompt: TextOrMessages) -> str:
-    """A prompt as a judge reads it: one user message as it is, a conversation with who says what."""
+    """Return a prompt as text: a single message as it is, a conversation with the role before each message."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
@@ -60,6 +60,6 @@ def as_text(prompt: TextOrMessages) -> str:
 
 
 def settings_of(name: str) -> Any:
-    """What a file that was judged by a template remembers of it: its text."""
+    """Return the text of a template, which is part of the settings of a judged file."""
     path = JUDGES / f"{name}.jinja"
     return (path if path.is_file() else Path(name).expanduser()).read_text()

@@ -1,6 +1,6 @@
-"""Checks of answers where right and wrong can be told, for `Verifier(function=...)`.
+"""Rule-based verifiers of responses, for `Verifier(function=...)`.
 
-Each takes the prompt's whole line and the answer's text, and returns a score from 0 to 1.
+Each takes the prompt's JSON line and the response text, and returns a score from 0 to 1.
 """
 
 from __future__ import annotations
@@ -26,18 +26,22 @@ JsonObject = dict[str, Any]
 
 
 def exact_match(row: JsonObject, response: str, field: str = "answer") -> float:
-    """1 if the answer is the text under `field`, spaces at both ends and case apart."""
+    """Return 1 if the response equals the text under `field`, ignoring case and surrounding whitespace."""
     return float(response.strip().casefold() == str(row[field]).strip().casefold())
 
 
 def last_number(row: JsonObject, response: str, field: str = "answer") -> float:
-    """1 if the last number of the answer is the one under `field`; commas between thousands are allowed."""
-    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", response)
+    """Return 1 if the last number of the response equals the number under `field`; thousands separators are allowed.
+
+    Raises:
+        RowError: the value under `field` is not a number.
+    """
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", response)
     try:
-        wanted = float(str(row[field]).replace(",", ""))
+        expected = float(str(row[field]).replace(",", ""))
     except ValueError:
         raise RowError(f"{field}: {row[field]!r} is not a number, in {str(row)[:80]}") from None
-    return float(bool(found) and float(found[-1].replace(",", "")) == wanted)
+    return float(bool(numbers) and float(numbers[-1].replace(",", "")) == expected)
 
 
 CHECKS: dict[str, Callable[[str, Any], bool]] = {
@@ -53,46 +57,46 @@ CHECKS: dict[str, Callable[[str, Any], bool]] = {
     "lowercase": lambda text, wanted: (text == text.lower()) is wanted,
     "json": lambda text, wanted: _is_json(text) is wanted,
 }
-"""What an instruction can ask of a text."""
+"""Instruction checks: name -> function of the response text and the required value."""
 
 
 def instructions(row: JsonObject, response: str, field: str = "instructions") -> float:
-    """The share of instructions that the answer follows, `[{"max_words": 50}, {"contains": "because"}]` under `field`.
+    """Return the fraction of followed instructions, `[{"max_words": 50}, {"contains": "because"}]` under `field`.
 
     Raises:
-        RowError: there is no such check, or its value does not fit.
+        RowError: the list is empty or invalid, a check is unknown, or its value has the wrong type.
     """
-    if not isinstance(row[field], list) or not all(isinstance(each, dict) for each in row[field]):
+    if not isinstance(row[field], list) or not all(isinstance(check, dict) for check in row[field]):
         raise RowError(f"{field}: must be a list of checks, [{{'max_words': 50}}], found {str(row[field])[:80]}")
-    asked = [item for each in row[field] for item in each.items()]
-    if not asked:
+    checks = [item for check in row[field] for item in check.items()]
+    if not checks:
         raise RowError(f"{field}: is empty, in {str(row)[:80]}")
     followed = 0
-    for name, wanted in asked:
+    for name, required in checks:
         if name not in CHECKS:
             raise RowError(f"{field}: there is no check {name!r}; there are: {', '.join(CHECKS)}")
         try:
-            followed += CHECKS[name](response, wanted)
+            followed += CHECKS[name](response, required)
         except (TypeError, AttributeError, re.error) as error:
-            raise RowError(f"{field}: {name}={wanted!r} cannot be checked ({error})") from None
-    return followed / len(asked)
+            raise RowError(f"{field}: {name}={required!r} cannot be checked ({error})") from None
+    return followed / len(checks)
 
 
 def python_tests(
     row: JsonObject, response: str, field: str = "tests", seconds: int = 10, memory_mb: int = 1024
 ) -> float:
-    """1 if the answer's Python code, and the tests under `field` after it, run to their end.
+    """Return 1 if the response's Python code, followed by the tests under `field`, runs to the end.
 
-    It runs in a process of its own, in an empty folder, with an empty environment, and with limits on time, memory and
-    files; where Linux lets it, without a network and with its children. That holds mistakes and loops, not an attacker:
-    for code that may be hostile run the stage in a container.
+    The code runs in its own process, in an empty folder, with an empty environment and with limits on time, memory and
+    files. Where Linux permits it, the process has no network and its own process namespace. This contains mistakes and
+    endless loops, but not an attacker: for possibly hostile code, run the stage in a container.
     """
     blocks = re.findall(r"^```([^\n`]*)\n(.*?)^```", response, flags=re.DOTALL | re.MULTILINE)
     code = "\n".join(text for name, text in blocks if name.strip().lower() in ("", "python", "py", "python3"))
-    # An answer that ends the process early must not pass for one whose tests went well.
-    word = uuid.uuid4().hex
+    # A response that exits early must not pass: the script creates a file with a random name at its end.
+    marker = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="python-tests-") as folder:
-        script = f"{code if blocks else response}\n\n{row[field]}\n\nopen({word!r}, 'w').close()\n"
+        script = f"{code if blocks else response}\n\n{row[field]}\n\nopen({marker!r}, 'w').close()\n"
         (Path(folder) / "answer.py").write_text(script)
         command = [*_without_network(), sys.executable, "-I", "-S", "-B", "answer.py"]
         process = subprocess.Popen(
@@ -100,11 +104,11 @@ def python_tests(
             start_new_session=True, preexec_fn=lambda: _limit(seconds, memory_mb),
         )  # fmt: skip
         try:
-            return float(process.wait(timeout=seconds + 2) == 0 and (Path(folder) / word).exists())
+            return float(process.wait(timeout=seconds + 2) == 0 and (Path(folder) / marker).exists())
         except subprocess.TimeoutExpired:
             return 0.0
         finally:
-            # With what it may have started.
+            # Kill the whole process group.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -122,7 +126,7 @@ def _limit(seconds: int, memory_mb: int) -> None:
 
 
 def _without_network() -> list[str]:
-    """A command that runs another one without a network; nothing where that is not allowed."""
+    """Return a command prefix that disables the network; empty if `unshare` is not permitted."""
     global _unshare
     if _unshare is None:
         command = [
