@@ -57,7 +57,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_its_newest_whole_checkpoint(tm
 
     again = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert f"goes on from step {step}" in again.stderr
+    assert f"resuming from step {step}" in again.stderr
     assert f"step {STEPS}" in again.stdout
     trained = [row["step"] for row in read_metrics(run / "metrics.csv") if "train/loss" in row]
     assert trained == list(range(STEPS))

@@ -28,7 +28,7 @@ from aligner.data.dataset import TokenizedDataset
 from aligner.data.packing import Algorithm, fill, pack
 from aligner.data.token_cache import VERSION, TokenFile, TokenizationConfig, token_files
 
-PACKS, META = "packs.arrow", "meta_judge.json"
+PACKS, META = "packs.arrow", "meta.json"
 
 
 class Packs(Sequence[np.ndarray]):

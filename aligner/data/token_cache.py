@@ -39,7 +39,7 @@ from aligner.data.tokenization import ResponseTokenizer
 VERSION = 1
 """Increase this when the tokens of an unchanged row would change; older folders are then ignored."""
 
-TOKENS, META = "tokens.arrow", "meta_judge.json"
+TOKENS, META = "tokens.arrow", "meta.json"
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def test_saving_beside_the_training_is_whole_and_goes_on(tiny: Tiny, tmp_path: P
         assert folders.find_corruption(tmp_path / f"runs/{name}/checkpoints/step=9") is None
         steps = [row["step"] for row in read_metrics(tmp_path / f"runs/{name}/metrics.csv") if "train/loss" in row]
         assert steps == list(range(9))
-    assert "goes on from step 6" in said or "goes on from step 4" in said
+    assert "resuming from step 6" in said or "resuming from step 4" in said
 
 
 # ---- what may be wrong ---------------------------------------------------------------------------------------------

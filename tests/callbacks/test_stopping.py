@@ -56,7 +56,7 @@ OTHERS = {
 def end_and_go_on(tiny: Tiny, folder: Path, jobs: dict[str, Callable[[Tiny], tuple[int, Any]]]) -> tuple[Any, str, Any]:
     """Exit codes, what was said, and the step of the checkpoint that each left; all are then gone on with."""
     codes, said = forked(folder, [job(tiny) for job in jobs.values()])
-    assert "ends with exit code 75; run the same command again to go on" in said
+    assert "exiting with code 75; run the same command again to resume" in said
     newest = {name: folders.latest_checkpoint(folder / "runs" / name) for name in jobs}
     left = {name: folders.step_of(path) for name, path in newest.items() if path}
     again, told = forked(folder, [ended(name, job(tiny)[0])(tiny) for name, job in jobs.items()])

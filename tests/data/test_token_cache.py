@@ -208,9 +208,9 @@ def test_a_damaged_folder_is_made_again(rows: Path, tmp_path: Path, hf: Any, dam
     if damage == "cut":
         os.truncate(found.folder / "tokens.arrow", 1000)
     elif damage == "no meta":
-        (found.folder / "meta_judge.json").unlink()
+        (found.folder / "meta.json").unlink()
     else:
-        (found.folder / "meta_judge.json").write_text("")
+        (found.folder / "meta.json").write_text("")
     said: list[str] = []
     assert list(token_file(rows, hf, PAIRS, tmp_path / "tokens", log=said.append)) == plain(rows, hf)
     assert "is damaged" in said[0]
@@ -320,7 +320,7 @@ def test_packs_of_another_run_are_refused(packs: Path, hf: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["packs.arrow", "meta_judge.json", "part-001/tokens.arrow", "part-000/meta_judge.json"]
+    "name", ["packs.arrow", "meta.json", "part-001/tokens.arrow", "part-000/meta.json"]
 )
 @pytest.mark.parametrize("how", ["cut", "gone"])
 def test_damaged_packs_are_named(packs: Path, hf: Any, name: str, how: str) -> None:

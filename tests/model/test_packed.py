@@ -111,7 +111,7 @@ def test_packed_padded_and_one_by_one_are_the_same(packed: Callable[..., Any], t
 def test_two_ranks_and_packs_made_ahead_of_time(packed: Callable[..., Any], tmp_path: Path) -> None:
     rows, tokenizer, packs = (str(tmp_path / name) for name in ("rows.jsonl", "tokenizer", "packs"))
     pack_preferences(rows, tokenizer, packs, seq_length=100, packed_sequence_size=140)
-    count = json.loads((tmp_path / "packs" / "meta_judge.json").read_text())["packs"]
+    count = json.loads((tmp_path / "packs" / "meta.json").read_text())["packs"]
     assert 2 <= count < 8 and count % 2 == 0
     ahead = {"train": str(tmp_path / "packs"), "global_batch_size": count}
     fdl.build(packed("padded", "dpo", micro_batch_size=8))()
