@@ -1,8 +1,8 @@
-"""Aligning language models with NeMo-Run recipes on Megatron-Core: DPO and its relatives.
+"""Preference tuning of LLMs on Megatron-Core, as NeMo-Run recipes: DPO and related losses.
 
     from aligner import executors, losses, recipes
 
-`recipes` names combinations, `executors` says where they run, and `aligner.api.align` is what every recipe runs.
+`recipes` combines models and methods, `executors` launches recipes, and every recipe calls `aligner.api.align`.
 """
 
 from importlib import import_module
@@ -16,7 +16,7 @@ __all__ = ["align", "executors", "losses", "recipes"]
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: NeMo takes ten seconds to import, and `aligner.data.rows` or `aligner.losses` need none of it.
+    # On first use: importing NeMo takes ten seconds, and `aligner.data.rows` or `aligner.losses` do not need it.
     if name == "align":
         return import_module("aligner.api").align
     if name in __all__:

@@ -1,4 +1,4 @@
-"""When a run saves, how a checkpoint comes into its place, and which ones are kept."""
+"""Callback that saves checkpoints: the schedule, the atomic write, and the checkpoints to keep."""
 
 import json
 import os
@@ -23,28 +23,27 @@ from aligner.common.files import PARTIAL, fsync_dir
 from aligner.losses import metrics
 
 MONITORED = tuple(f"val/{name}" for name in metrics.LOGGED)
-"""What can make a checkpoint good."""
+"""Metrics that can rank checkpoints."""
 
 
 class CheckpointCallback(nl.ModelCheckpoint):
-    """NeMo's ModelCheckpoint with a rule of its own for what is kept, and nothing that names must be parsed for.
+    """NeMo's ModelCheckpoint with another rule for the checkpoints to keep; it parses no folder names.
 
-    A checkpoint is written beside its place and renamed when it is whole; `step=N` then has N steps behind it. Kept are
-    the newest one, from which a run goes on, and the `save_top_k` best. Others are removed once a newer one is
-    whole. The last step is saved wherever the interval falls. `trainer.strategy.ckpt_async_save=True` writes while
-    training goes on.
+    A checkpoint is written to a temporary folder and renamed when it is complete; `step=N` follows N optimizer steps.
+    The newest one, from which a run resumes, and the `save_top_k` best are kept. Others are removed once a newer one is
+    complete. The last step is always saved. `trainer.strategy.ckpt_async_save=True` writes during training.
 
     Args:
-        every_n_train_steps: save after so many optimizer steps, counted from the start of the run.
-        every_n_minutes: save when so many minutes have passed since the last time.
-        monitor: what makes a checkpoint good, "val/loss" for example: it is then saved after the validation of its
-            step. None: the later the better.
-        mode: whether the lowest (min) or the highest (max) value is the best.
-        save_top_k: how many to keep; -1 keeps all.
-        save_last: keep a link `last` to the newest one.
+        every_n_train_steps: optimizer steps between checkpoints, counted from the start of the run.
+        every_n_minutes: minutes between checkpoints.
+        monitor: metric that ranks checkpoints, "val/loss" for example. A checkpoint is then saved after the validation
+            of its step. None: the newest is best.
+        mode: whether the lowest (min) or the highest (max) value is best.
+        save_top_k: number of best checkpoints to keep; -1 keeps all.
+        save_last: keep a link `last` to the newest checkpoint.
 
     Raises:
-        ConfigError: a number is none that makes sense.
+        ConfigError: a number is out of range, or `monitor` is not a metric.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class CheckpointCallback(nl.ModelCheckpoint):
         super().__init__(
             monitor=monitor,
             mode=mode,
-            save_top_k=-1,  # upstream's own rule, which is not used and knows no other number without a monitor
+            save_top_k=-1,  # NeMo's rule, which is not used; without a monitor it accepts no other number
             save_last=False,
             every_n_train_steps=every_n_train_steps or 0,
             filename="{step}",
@@ -79,17 +78,17 @@ class CheckpointCallback(nl.ModelCheckpoint):
         self.every_n_steps, self.every_n_minutes, self.link_last = every_n_train_steps, every_n_minutes, save_last
         self.save_top_k = save_top_k
         self.describe: Callable[[], dict[str, Any]] = dict
-        """What a checkpoint is to say of itself beside its step; set where the run is put together."""
+        """Returns checkpoint metadata beside the step; `aligner.train.trainer_setup` sets it."""
         self._saved_at = time.monotonic()
-        self._waits_for_validation, self._measured_at = False, -1
+        self._waits_for_validation, self._validated_step = False, -1
         self._removals: list[threading.Thread] = []
         self._needed = 0
 
     def check(self, *, val_check_interval: int, validates: bool) -> None:
-        """Compare what is monitored with when it is measured.
+        """Compare `monitor` with the validation schedule.
 
         Raises:
-            ConfigError: checkpoints would have no value.
+            ConfigError: checkpoints would have no value of `monitor`.
         """
         if self.monitor is None:
             return
@@ -107,22 +106,22 @@ class CheckpointCallback(nl.ModelCheckpoint):
                 "log.ckpt.monitor=None"
             )
 
-    # ---- when -------------------------------------------------------------------------------------------------
+    # ---- schedule ---------------------------------------------------------------------------------------------
 
     @property
     def step_saved(self) -> int:
-        """The step that was saved last in this job; 0 if none was."""
+        """The newest saved step, also by an earlier job; 0 if there is none."""
         return self._last_global_step_saved
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        # The step that the run goes on from is there.
+        # The checkpoint that the run resumes from exists.
         self._last_global_step_saved = trainer.global_step
         self._saved_at = time.monotonic()
-        self._needed = _estimate(trainer)
+        self._needed = _estimate_bytes(trainer)
         if trainer.is_global_zero:
-            written = [path for path in folders.folders(Path(str(self.dirpath)).parent) if path.suffix != PARTIAL]
-            self._needed = max(map(folders.disk_usage, written), default=self._needed)
+            existing = [path for path in folders.folders(Path(str(self.dirpath)).parent) if path.suffix != PARTIAL]
+            self._needed = max(map(folders.disk_usage, existing), default=self._needed)
         self._check_room(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -137,11 +136,11 @@ class CheckpointCallback(nl.ModelCheckpoint):
             return True
         if self.every_n_minutes is None:
             return False
-        # The ranks' clocks differ; the first one's counts.
+        # Clocks of ranks differ; rank 0 decides.
         return trainer.strategy.broadcast(time.monotonic() - self._saved_at >= 60 * self.every_n_minutes)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._measured_at = trainer.global_step
+        self._validated_step = trainer.global_step
         if self.monitor is not None and self.monitor not in trainer.callback_metrics:
             raise ConfigError(f"log.ckpt.monitor: {self.monitor} is not measured with this loss; use val/loss")
         if self._waits_for_validation:
@@ -149,22 +148,22 @@ class CheckpointCallback(nl.ModelCheckpoint):
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing: steps and minutes say when."""
+        """Do nothing: steps and minutes are the schedule."""
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._last_global_step_saved != trainer.global_step:
             self.save(trainer)
         self.wait(trainer)
 
-    # ---- how --------------------------------------------------------------------------------------------------
+    # ---- writing ----------------------------------------------------------------------------------------------
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Write a checkpoint of the step that was just made; every rank must call.
+        """Write a checkpoint of the current step; every rank must call.
 
         Raises:
-            CheckpointError: the disk has no room for it; nothing was written.
+            CheckpointError: the disk has too little space; nothing was written.
         """
-        # An earlier one that is still being written would be taken for the newest.
+        # An earlier checkpoint that is still being written would count as the newest.
         self.wait(trainer)
         self._check_room(trainer)
         assert self.dirpath is not None
@@ -172,7 +171,7 @@ class CheckpointCallback(nl.ModelCheckpoint):
         self._saved_at = time.monotonic()
 
     def wait(self, trainer: pl.Trainer) -> None:
-        """Until everything that is being written or removed is."""
+        """Wait until all writes and removals are complete."""
         writer = trainer.strategy.checkpoint_io
         if isinstance(writer, AsyncFinalizableCheckpointIO):
             writer.maybe_finalize_save_checkpoint(blocking=True)
@@ -181,43 +180,43 @@ class CheckpointCallback(nl.ModelCheckpoint):
         self._removals.clear()
 
     def _get_finalize_save_checkpoint_callback(self, trainer: Any, filepath: str, global_step: int) -> Any:
-        """What is done when all ranks have written; while training goes on, if they write beside it."""
-        upstream = super()._get_finalize_save_checkpoint_callback(trainer, filepath, global_step)
-        measured = None
-        if self.monitor is not None and self._measured_at == global_step:  # or it is of an earlier step
-            measured = trainer.callback_metrics[self.monitor]
-        said = {
+        """Return the function to call when all ranks have written; during training, if they write asynchronously."""
+        finalize_upstream = super()._get_finalize_save_checkpoint_callback(trainer, filepath, global_step)
+        value = None
+        if self.monitor is not None and self._validated_step == global_step:  # otherwise the value is of another step
+            value = trainer.callback_metrics[self.monitor]
+        metadata = {
             "format": folders.FORMAT,
             "step": global_step,
             "saved": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "monitor": self.monitor,
-            "value": None if measured is None else float(measured),
+            "value": None if value is None else float(value),
             **self.describe(),
         }
 
         def finish() -> None:
-            upstream()
+            finalize_upstream()
             partial, problem = ckpt_to_dir(filepath), None
             if trainer.is_global_zero:
                 problem = folders.find_corruption(partial)
                 if problem is None:
                     try:
-                        self._put_in_place(partial, said)
+                        self._put_in_place(partial, metadata)
                     except (OSError, TypeError) as error:
                         problem = f"it could not be put in its place ({error})"
-            # The others wait here; they must not be left waiting when it went wrong.
+            # The other ranks wait here, also when rank 0 failed.
             problem = trainer.strategy.broadcast(problem)
             if problem is not None:
-                # The one before it is still there.
+                # The previous checkpoint still exists.
                 raise CheckpointError(f"log.log_dir: {partial} was written, and {problem}; look at the disk of it")
 
         return finish
 
-    def _put_in_place(self, partial: Path, said: dict[str, Any]) -> None:
-        (partial / folders.METADATA_FILE).write_text(json.dumps(said, indent=2) + "\n")
+    def _put_in_place(self, partial: Path, metadata: dict[str, Any]) -> None:
+        (partial / folders.METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
         target = partial.with_suffix("")
         if target.exists():
-            # A damaged one of the same step, which was passed over.
+            # A damaged checkpoint of the same step, which was skipped.
             self._remove(target)
         os.replace(partial, target)
         fsync_dir(target.parent)
@@ -233,35 +232,36 @@ class CheckpointCallback(nl.ModelCheckpoint):
     def _prune(self, folder: Path) -> None:
         if self.save_top_k == -1:
             return
-        found: list[tuple[int, float | None, Path]] = []
+        checkpoints: list[tuple[int, float | None, Path]] = []
         for path in folders.folders(folder.parent):
             if not folders.is_unfinished(path) and folders.find_corruption(path) is None:
                 try:
-                    said = folders.metadata(path)
+                    metadata = folders.metadata(path)
                 except CheckpointError:
-                    continue  # as one with a fault: not ours to remove, and nothing may go for its sake
-                comparable = said.get("monitor") == self.monitor
-                found.append((said["step"], said.get("value") if comparable else None, path))
-        stay = kept([(step, value) for step, value, _ in found], self.save_top_k, self.mode, self.monitor is not None)
-        for step, _, path in found:
-            if step not in stay:
+                    continue  # like a damaged one: not removed, and not counted among those to keep
+                comparable = metadata.get("monitor") == self.monitor
+                checkpoints.append((metadata["step"], metadata.get("value") if comparable else None, path))
+        values = [(step, value) for step, value, _ in checkpoints]
+        steps_to_keep = kept(values, self.save_top_k, self.mode, self.monitor is not None)
+        for step, _, path in checkpoints:
+            if step not in steps_to_keep:
                 self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        """Take a checkpoint away: at once by name, its files while training goes on."""
+        """Remove a checkpoint: rename it now, delete its files in a thread."""
         doomed = path.with_name(f"{path.name}.{time.time_ns()}{PARTIAL}")
         os.replace(path, doomed)
         removal = threading.Thread(target=shutil.rmtree, args=(doomed,), kwargs={"ignore_errors": True})
         removal.start()
         self._removals.append(removal)
 
-    # ---- room -------------------------------------------------------------------------------------------------
+    # ---- disk space -------------------------------------------------------------------------------------------
 
     def _check_room(self, trainer: pl.Trainer) -> None:
-        """See that the disk has room for one more checkpoint.
+        """Check that the disk has space for one more checkpoint.
 
         Raises:
-            CheckpointError: it has not; on all ranks.
+            CheckpointError: the disk has too little space; raised on all ranks.
         """
         assert self.dirpath is not None
         lacking: tuple[int, int] | None = None
@@ -278,25 +278,25 @@ class CheckpointCallback(nl.ModelCheckpoint):
                 "free some room and run the same command again"
             )
 
-    # ---- what upstream would do of itself ---------------------------------------------------------------------
+    # ---- NeMo's behavior that is switched off -----------------------------------------------------------------
 
     def nemo_topk_check_previous_run(self) -> None:
-        """Nothing: upstream looks for the monitored value in the names of folders."""
+        """Do nothing: NeMo looks for the monitored value in folder names."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: what is kept is decided by what the checkpoints on the disk say of themselves."""
+        """Do nothing: the metadata on disk determines the checkpoints to keep."""
 
     def setup(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
         super().setup(trainer, *args, **kwargs)
         if trainer.is_global_zero:
             assert self.dirpath is not None
-            for left in Path(self.dirpath).glob(f"*{PARTIAL}"):
-                shutil.rmtree(left, ignore_errors=True)
+            for partial in Path(self.dirpath).glob(f"*{PARTIAL}"):
+                shutil.rmtree(partial, ignore_errors=True)
         trainer.strategy.barrier()
 
 
 def kept(found: Sequence[tuple[int, Union[float, None]]], top_k: int, mode: str, monitored: bool) -> set[int]:
-    """Which steps stay, of (step, value): the newest, and the `top_k` best or, if not monitored, newest."""
+    """Return the steps to keep of (step, value): the newest, and the `top_k` best or, if not monitored, newest."""
     steps = sorted(step for step, _ in found)
     if top_k == -1:
         return set(steps)
@@ -306,18 +306,18 @@ def kept(found: Sequence[tuple[int, Union[float, None]]], top_k: int, mode: str,
     return {steps[-1], *(-step for _, step in measured[:top_k])}
 
 
-def _estimate(trainer: Any) -> int:
-    """Bytes of a first checkpoint, from the weights: with two moments, and a float32 copy of half-precision ones.
+def _estimate_bytes(trainer: Any) -> int:
+    """Estimate the bytes of a first checkpoint: weights, two moments, a float32 copy of half-precision weights.
 
-    Weights that ranks share are counted once for each tensor-parallel rank; a reference's copies are not counted.
+    Weights that ranks share are counted once per tensor-parallel rank; a reference's copies are not counted.
     """
     from megatron.core import parallel_state
 
     local, first = 0, parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
     first_with_experts = parallel_state.get_expert_data_parallel_rank() == 0
-    # Where some weights are frozen, they are those of a base that is not saved.
+    # Frozen weights belong to a base model that is not saved.
     for parameter in (p for p in trainer.strategy.megatron_parallel.parameters() if p.requires_grad):
-        # Megatron's mark on the weights of experts, which other ranks share than share the rest.
+        # Megatron's flag of expert weights, which other ranks share than the ranks that share the rest.
         if first if getattr(parameter, "allreduce", True) else first_with_experts:
             width = parameter.element_size()
             local += parameter.numel() * (width + 8 + (4 if width < 4 else 0))

@@ -114,4 +114,5 @@ class MetricsCallback(pl.Callback):
 
 
 def _adapter_dropout(trainer: pl.Trainer) -> bool:
-    return any(getattr(cb, "dropout", 0) for cb in trainer.callbacks if isinstance(cb, PEFT))  # type: ignore[attr-defined]
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    return any(getattr(cb, "dropout", 0) for cb in callbacks if isinstance(cb, PEFT))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 POSITION = ("last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "optimizer", "params", "lr", "step")
-"""Fields of a schedule or a parameter group that say where it stands, and so come from the checkpoint."""
+"""Fields with the position of a schedule or a parameter group, which come from the checkpoint."""
 
 
 def collect(trainer: Any) -> list[dict[str, Any]]:

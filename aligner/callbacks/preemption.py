@@ -1,8 +1,8 @@
-"""What a job is held to, and how it ends before its time: preemption, time limits.
+"""Preemption and time limit of a job.
 
-A first SIGTERM or SIGUSR1, or the end of the time that the job has, ends the step, saves, and ends the process with
-exit code 75, which says that the same command should be run again. A second signal ends it at once; the newest
-checkpoint is whole, since one is renamed into its place only when it is.
+On the first SIGTERM or SIGUSR1, or at the time limit, the job finishes its step, saves, and exits with code 75: run the
+same command again. A second signal ends the job at once. The newest checkpoint is complete even then, because a
+checkpoint is renamed into its place only when it is complete.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preempted(SystemExit):
-    """The job was told to end, has saved, and is to be run again."""
+    """The job received a signal or reached its time limit, has saved, and is to be run again."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(REQUEUE)
@@ -34,45 +34,46 @@ class Preempted(SystemExit):
 
 
 class Preemption(pl.Callback):
-    """Ends a job between two steps, on all ranks together, whichever of them was told to."""
+    """Callback that ends a job between two steps, on all ranks together, if any rank received a signal."""
 
     REASONS = (None, "its time is up", *(f"it received {s.name}" for s in SIGNALS))
 
     def __init__(self, max_seconds: float | None, checkpoint: CheckpointCallback, *, began: float) -> None:
         self.max_seconds, self.checkpoint, self.began = max_seconds, checkpoint, began
-        self._told = 0
+        self._request = 0
+        """Index of the stop request in `REASONS`; 0: none."""
         self._handler: Any = None
         self._longest = 0.0
         self._step_began = 0.0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Within this, the first signal asks for a stop and a second one ends the process."""
+        """Handle signals: the first requests a stop, a second ends the process."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         process = os.getpid()
 
-        def told(number: int, _: Optional[FrameType]) -> None:
-            # A second one is the system's: it also ends a process that waits in a collective.
-            for each in SIGNALS:
-                signal.signal(each, signal.SIG_DFL)
-            # A scheduler tells every process of a job: those that were forked from here, a data worker or a writer of
-            # checkpoints, are needed until this one ends.
+        def request_stop(number: int, _: Optional[FrameType]) -> None:
+            # A second signal gets the system's handler, which also ends a process that waits in a collective.
+            for handled in SIGNALS:
+                signal.signal(handled, signal.SIG_DFL)
+            # A scheduler signals every process of a job. Forked ones (data workers, checkpoint writers) are needed
+            # until this process ends.
             if os.getpid() == process:
-                self._told = 2 + SIGNALS.index(signal.Signals(number))
+                self._request = 2 + SIGNALS.index(signal.Signals(number))
 
-        self._handler = told
-        before = {number: signal.signal(number, told) for number in SIGNALS}
+        self._handler = request_stop
+        previous = {number: signal.signal(number, request_stop) for number in SIGNALS}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def on_train_start(self, *_: Any) -> None:
-        """Lightning has put handlers of its own before ours: they end the job with exit code 0, or save elsewhere."""
-        if self._handler is not None and not self._told:
+        """Replace Lightning's handlers, which would end the job with exit code 0 or save elsewhere."""
+        if self._handler is not None and not self._request:
             for number in SIGNALS:
                 signal.signal(number, self._handler)
 
@@ -82,26 +83,26 @@ class Preemption(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self._longest = max(self._longest, time.monotonic() - self._step_began)
         if trainer.global_step != trainer.max_steps:
-            self._end_if_told(trainer)
+            self._end_if_requested(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        # The last validation is finished: a job that found all steps made would leave it out.
+        # The last validation is completed: a resumed run with all steps made would skip it.
         if trainer.global_step != trainer.max_steps:
-            self._end_if_told(trainer)
+            self._end_if_requested(trainer)
 
-    def _end_if_told(self, trainer: pl.Trainer) -> None:
-        told, limit = self._told, self.max_seconds
-        # A job that made no step would be followed by another that makes none.
-        moved = trainer.global_step > trainer.fit_loop.epoch_loop.began  # type: ignore[attr-defined]
-        if not told and moved and limit is not None and time.monotonic() - self.began + self._longest > limit:
-            told = 1
-        agreed = torch.tensor(told, device=communication_device())
+    def _end_if_requested(self, trainer: pl.Trainer) -> None:
+        request, limit = self._request, self.max_seconds
+        # A job that makes no step would be followed by another that makes none.
+        stepped = trainer.global_step > trainer.fit_loop.epoch_loop.began  # type: ignore[attr-defined]
+        if not request and stepped and limit is not None and time.monotonic() - self.began + self._longest > limit:
+            request = 1
+        agreed = torch.tensor(request, device=communication_device())
         torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MAX)
         if not int(agreed):
             return
         reason = self.REASONS[int(agreed)]
         assert reason is not None
-        saved = self.checkpoint.step_saved == trainer.global_step or not moved
+        saved = self.checkpoint.step_saved == trainer.global_step or not stepped
         log_rank0(f"{reason}: {'nothing new to save' if saved else 'saving'} after step {trainer.global_step}")
         if not saved:
             self.checkpoint.save(trainer)

@@ -1,6 +1,6 @@
 """Progress on the screen: step, time left, loss, accuracy and margin.
 
-NeMo's own printer gathers Megatron's timers on rank 0 alone; on gloo that empty collective puts rank 0 one
+NeMo's own progress printer gathers Megatron's timers on rank 0 alone. On gloo, that empty collective puts rank 0 one
 operation ahead of the others, and the next real collective never returns.
 """
 
@@ -20,10 +20,10 @@ VALIDATED = {"val_loss": "val/loss", "val_acc": "val/acc", "val_margin": "val/re
 
 
 class Progress(ProgressBar):
-    """A bar on a terminal; a line every so many steps where the output goes to a file."""
+    """Progress bar on a terminal; `LINES` lines per run if the output goes to a file."""
 
     LINES = 20
-    """Lines of a whole run when there is no terminal."""
+    """Lines of a whole run without a terminal."""
 
     def __init__(self, metrics: MetricsCallback) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Progress(ProgressBar):
             file=sys.stderr if terminal else _Lines(),
         )
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         self.bar.set_postfix(self._values(SHOWN), refresh=False)
         self.bar.update()
 
@@ -69,7 +69,7 @@ class Progress(ProgressBar):
 
 
 class _Lines:
-    """Turns tqdm's carriage returns into lines, for logs."""
+    """Stream that turns tqdm's carriage returns into lines, for logs."""
 
     def write(self, text: str) -> None:
         text = text.strip("\r\n ")

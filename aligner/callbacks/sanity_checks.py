@@ -1,4 +1,4 @@
-"""What theory says of a run's first step, checked, so that a wrong set-up costs minutes and not days."""
+"""Checks of a run's first step against theory: a wrong set-up costs minutes instead of days."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from aligner.common.errors import SanityCheckError
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-"""Nats a token by which policy and reference may differ at step 0: float32 rounds differently when a batch has
-another shape; half precision rounds every activation."""
+"""Nats per token by which policy and reference may differ at step 0. In float32, rounding depends on the shape of the
+batch; half precision rounds every activation."""
 
 
 def check_policy_matches_reference(found: dict[str, float], dtype: torch.dtype) -> None:
-    """At step 0 the policy is the reference, so rewards are 0 and the loss is its known constant (ln 2 for DPO).
+    """Check that the loss has its known constant (ln 2 for DPO): at step 0 policy equals reference, and rewards are 0.
 
     Raises:
-        GateError: it is not.
+        SanityCheckError: policy and reference differ, or the loss is not finite.
     """
     if not math.isfinite(found["loss"]):
         raise SanityCheckError(
@@ -36,10 +36,10 @@ def check_policy_matches_reference(found: dict[str, float], dtype: torch.dtype) 
 
 
 def check_first_gradient(grad_norm: float | None) -> None:
-    """The first gradient is finite and not zero.
+    """Check that the first gradient is finite and not zero.
 
     Raises:
-        GateError: nothing would be learned.
+        SanityCheckError: the gradient norm is 0 or not finite.
     """
     if grad_norm is None:
         return

@@ -1,4 +1,4 @@
-"""A note of every step of a run, on every rank, to the last bit: its rows, its numbers, its random states."""
+"""Bitwise trace of a run's steps on every rank: rows, loss, gradient norm, learning rate, random states."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from aligner.callbacks.metrics_callback import MetricsCallback
 
 
 class StepTrace(pl.Callback, IOMixin):
-    """Writes a line a step to `PATH.RANK`.
+    """Callback that writes one line per step to `PATH.RANK`.
 
     Args:
-        path: of the files, without the rank's number.
-        kill_after: end this process by SIGKILL when so many steps have been made; None: never.
+        path: path of the files without the rank's number.
+        kill_after: number of steps after which the process ends itself by SIGKILL; None: never.
     """
 
     def __init__(self, path: str, kill_after: Optional[int] = None) -> None:
@@ -30,7 +30,8 @@ class StepTrace(pl.Callback, IOMixin):
             self._rows += [int(row) for row, valid in zip(batch.index_P, batch.valid_P, strict=True) if valid]
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        latest = next(cb.latest for cb in trainer.callbacks if isinstance(cb, MetricsCallback))  # type: ignore[attr-defined]
+        callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+        latest = next(cb.latest for cb in callbacks if isinstance(cb, MetricsCallback))
         line = {
             "step": trainer.global_step - 1,
             "rows": sorted(set(self._rows)),
@@ -44,7 +45,7 @@ class StepTrace(pl.Callback, IOMixin):
         self._rows = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        # One step late, so that what is saved after the last one is being written, or is there.
+        # When the next step starts, the last step's checkpoint is written or being written.
         if trainer.global_step == self.kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -54,6 +55,6 @@ def _bits(value: Any) -> str | None:
 
 
 def read(path: str | Path, rank: int) -> dict[int, dict[str, Any]]:
-    """The notes of a rank by step; of a step that was made twice, the later one."""
+    """Read a rank's lines by step; of a repeated step, the later line."""
     lines = Path(f"{path}.{rank}").read_text().splitlines()
     return {line["step"]: line for line in map(json.loads, lines)}

@@ -1,4 +1,4 @@
-"""Weights on a disk: checkpoint folders, Hugging Face models in and out, NeMo 1 archives, LoRA.
+"""Weights on disk: checkpoint folders, Hugging Face import and export, NeMo 1 archives, LoRA.
 
-Read `folders` first: which checkpoint of a run is complete, and which is the latest. `resume` decides where a run starts.
+Read `folders` first: complete checkpoints and the latest one. `resume` selects the starting checkpoint of a run.
 """

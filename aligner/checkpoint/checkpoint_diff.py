@@ -1,4 +1,4 @@
-"""Two checkpoints, bit by bit."""
+"""Bitwise comparison of two checkpoints."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 COMMON = ("global_step", "optimizer", "lr_schedulers", "AlignDataModule")
-"""What of the state that is not cut into pieces must be equal; the rest are counters of loops and paths."""
+"""Keys of the unsharded state (`common.pt`) that must be equal; the others are loop counters and paths."""
 
 
 def read(checkpoint: Path) -> dict[str, Any]:
-    """Everything in a checkpoint by name: weights, optimizer, reference, schedule, data."""
+    """Load all values of a checkpoint by name: weights, optimizer, reference, schedule, data."""
     reader = dcp.FileSystemReader(checkpoint / WEIGHTS_PATH)
     state: dict[str, Any] = {}
-    for name, held in reader.read_metadata().state_dict_metadata.items():
-        if not isinstance(held, BytesStorageMetadata):
-            state[name] = torch.empty(held.size, dtype=held.properties.dtype)
+    for name, meta in reader.read_metadata().state_dict_metadata.items():
+        if not isinstance(meta, BytesStorageMetadata):
+            state[name] = torch.empty(meta.size, dtype=meta.properties.dtype)
         else:
             state[name] = None
     dcp.load(state, storage_reader=reader, no_dist=True)
-    # Megatron's own objects (Transformer Engine's extra states) are lists that hold tensors.
+    # Megatron's own objects (Transformer Engine's extra states) are lists of tensors.
     for name in [name for name, value in state.items() if not isinstance(value, Tensor)]:
         _flatten(name, state.pop(name), state)
     common = torch.load(checkpoint / WEIGHTS_PATH / "common.pt", weights_only=False, map_location="cpu")
@@ -46,7 +46,7 @@ def _flatten(name: str, value: Any, into: dict[str, Any]) -> None:
 
 
 def first_difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """The first thing that two checkpoints do not have alike, in words; None if they are identical."""
+    """Describe the first difference between two checkpoints; None if they are identical."""
     for name in sorted({*one, *other}):
         if name not in one or name not in other:
             return f"{name} is only in the {'second' if name not in one else 'first'}"
@@ -56,10 +56,10 @@ def first_difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
                 return f"{name}: {tuple(a.shape)} {a.dtype} and {tuple(b.shape)} {b.dtype}"
             if not torch.equal(a, b):
                 differ = a != b
-                at = tuple(int(i) for i in differ.nonzero()[0])
+                index = tuple(int(i) for i in differ.nonzero()[0])
                 largest = float((a.double() - b.double()).abs().max())
                 count = f"{int(differ.sum())} of {a.numel()} elements, largest distance {largest:.3g}"
-                return f"{name}{list(at)}: {a[at].item()!r} and {b[at].item()!r} ({count})"
+                return f"{name}{list(index)}: {a[index].item()!r} and {b[index].item()!r} ({count})"
         elif type(a) is not type(b) or a != b:
             return f"{name}: {a!r} and {b!r}"
     return None

@@ -1,4 +1,4 @@
-"""Errors of the disk under a run, in one message."""
+"""Disk errors of a run, as one CheckpointError."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aligner.common.errors import AlignError, CheckpointError
 
 @contextlib.contextmanager
 def translate_io_errors(run: Path) -> Iterator[None]:
-    """Say in one message what a machine does to the run in this folder.
+    """Turn disk errors of the run in this folder into one message.
 
     Raises:
         CheckpointError: the disk is full, or a checkpoint cannot be written or read.
@@ -27,8 +27,8 @@ def translate_io_errors(run: Path) -> Iterator[None]:
     except AlignError:
         raise
     except (Exception, CheckpointException) as error:  # torch derives the latter from BaseException
-        written = isinstance(error, CheckpointException | OSError | RuntimeError) and not _on_device(error)
-        if _says_full(error) or (written and _ran_out_of_room(run)):
+        maybe_disk = isinstance(error, CheckpointException | OSError | RuntimeError) and not _is_gpu_oom(error)
+        if _is_disk_full(error) or (maybe_disk and _lacks_disk_space(run)):
             raise CheckpointError(
                 f"log.log_dir: the disk of {run} is full; the checkpoint being written is not usable and will be "
                 "passed over. Free some room and run the same command again: it goes on from the newest whole one"
@@ -38,11 +38,11 @@ def translate_io_errors(run: Path) -> Iterator[None]:
         raise
 
 
-def _on_device(error: BaseException) -> bool:
+def _is_gpu_oom(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError)
 
 
-def _says_full(error: BaseException | None) -> bool:
+def _is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error):
             return True
@@ -50,12 +50,12 @@ def _says_full(error: BaseException | None) -> bool:
     return False
 
 
-def _ran_out_of_room(run: Path) -> bool:
-    """Whether a checkpoint of a run is being written and the disk has less room than a checkpoint takes.
+def _lacks_disk_space(run: Path) -> bool:
+    """Return whether a checkpoint of the run is unfinished and the free space is below a checkpoint's size.
 
     torch's writer reports a short write as a position in its archive, not as a full disk.
     """
-    found = folders.folders(run)
-    if not any(map(folders.is_unfinished, found)):
+    checkpoints = folders.folders(run)
+    if not any(map(folders.is_unfinished, checkpoints)):
         return False
-    return shutil.disk_usage(run).free < max(map(folders.disk_usage, found))
+    return shutil.disk_usage(run).free < max(map(folders.disk_usage, checkpoints))

@@ -1,4 +1,4 @@
-"""NeMo checkpoints on disk: which is whole, which is newest, where a run starts."""
+"""NeMo checkpoints on disk: metadata, corruption, the latest checkpoint of a run."""
 
 import contextlib
 import functools
@@ -16,65 +16,66 @@ from aligner.common.errors import CheckpointError
 from aligner.common.files import PARTIAL
 
 METADATA_FILE = "align.json"
-"""What a checkpoint says of itself, in JSON: step, settings, versions, the value it was kept for."""
+"""Checkpoint metadata in JSON: step, settings, versions, monitored value."""
 
 FORMAT = 2
-"""Raise this when checkpoints change so that older code would misread them, or newer code older ones.
+"""Format of checkpoints. Raise it when older code would misread new checkpoints, or newer code old ones.
 
 2: the classes that a checkpoint names moved into packages."""
 
 
 class FormatError(CheckpointError):
-    """Another version of this package wrote a checkpoint; it is not damaged, and must not be passed over."""
+    """A checkpoint has another format. It is not damaged and must not be skipped."""
 
 
 def metadata(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself; of one that NeMo alone wrote, its step.
+    """Read the metadata of a checkpoint; its step alone if plain NeMo wrote it.
 
     Raises:
-        FormatError: a version with another format wrote it.
-        CheckpointError: it cannot be read.
+        FormatError: the checkpoint has another format.
+        CheckpointError: the metadata cannot be read.
     """
     try:
         if (checkpoint / METADATA_FILE).is_file():
-            found = json.loads((checkpoint / METADATA_FILE).read_text())
-            written_by, step = found["format"], int(found["step"])
+            saved = json.loads((checkpoint / METADATA_FILE).read_text())
+            saved_format, step = saved["format"], int(saved["step"])
         else:
             state = torch.load(checkpoint / WEIGHTS_PATH / "common.pt", weights_only=False, map_location="cpu")
             return {"step": int(state["global_step"])}
     except Exception as error:
         raise CheckpointError(f"{checkpoint}: what it says of itself cannot be read ({error})") from None
-    if written_by < FORMAT:
+    if saved_format < FORMAT:
         raise FormatError(
-            f"{checkpoint}: was written in format {written_by}, before the classes that it names moved, and this version "
-            f"reads format {FORMAT}; resume it with the version that wrote it, or start anew under another log.name"
+            f"{checkpoint}: was written in format {saved_format}, before the classes that it names moved, and this "
+            f"version reads format {FORMAT}; resume it with the version that wrote it, or start anew under another "
+            "log.name"
         )
-    if written_by > FORMAT:
+    if saved_format > FORMAT:
         raise FormatError(
-            f"{checkpoint}: was written by nemo-align {found['versions']['nemo-align']} in format {written_by}, "
+            f"{checkpoint}: was written by nemo-align {saved['versions']['nemo-align']} in format {saved_format}, "
             f"and this version reads up to {FORMAT}; install that version, or a later one, to go on from step {step}"
         )
-    return found
+    return saved
 
 
 def step_of(checkpoint: Path) -> int:
-    """Optimizer steps behind a checkpoint, as it says itself; upstream reads them out of folder names."""
+    """Read the number of optimizer steps from the metadata; NeMo parses folder names."""
     return int(metadata(checkpoint)["step"])
 
 
 def find_corruption(checkpoint: Path) -> str | None:
-    """What a checkpoint folder lacks of what was written to it; None if it is whole."""
+    """Describe missing or short files of a checkpoint; None if it is complete."""
     weights = checkpoint / WEIGHTS_PATH
     if not (weights / ".metadata").is_file():
         # Megatron writes it last.
         return f"{WEIGHTS_PATH}/.metadata is missing"
     try:
-        held: Any = FileSystemReader(weights).read_metadata()
+        torch_metadata: Any = FileSystemReader(weights).read_metadata()
     except Exception as error:
         return f"{WEIGHTS_PATH}/.metadata cannot be read ({type(error).__name__}: {error})"
     ends: dict[str, int] = {}
-    for place in held.storage_data.values():
-        ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+    for info in torch_metadata.storage_data.values():
+        ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
     for name, end in sorted(ends.items()):
         file = weights / name
         if not file.is_file():
@@ -88,38 +89,38 @@ def find_corruption(checkpoint: Path) -> str | None:
 
 
 def is_unfinished(checkpoint: Path) -> bool:
-    """Whether a folder is of a checkpoint that was being written, or removed, when its job ended."""
+    """Return whether the job ended while it wrote or removed this checkpoint."""
     return checkpoint.suffix == PARTIAL or ModelCheckpoint.is_checkpoint_unfinished(checkpoint)
 
 
 def folders(run: Path) -> list[Path]:
-    """Checkpoints of a run, finished or not."""
+    """Return the checkpoint folders of a run, finished or not."""
     return [path for path in (run / "checkpoints").glob("*") if path.is_dir() and not path.is_symlink()]
 
 
 def latest_checkpoint(run: Path) -> Path | None:
-    """The whole checkpoint of a run with the most steps behind it; unfinished and damaged ones are passed over.
+    """Return the complete checkpoint with the most steps; unfinished and damaged ones are skipped.
 
     Raises:
-        LaterVersion: one of them cannot be read by this version.
-        CheckpointError: there are finished ones, and none of them is whole.
+        FormatError: a checkpoint has another format.
+        CheckpointError: every finished checkpoint is damaged.
     """
-    found, faults = [], {}
+    readable, faults = [], {}
     for path in sorted(folders(run)):
         if is_unfinished(path):
-            _passed_over(path, "was not written to its end")
+            _log_skipped(path, "was not written to its end")
             continue
         try:
-            found.append((step_of(path), path))
+            readable.append((step_of(path), path))
         except FormatError:
             raise
         except CheckpointError as error:
             faults[path] = str(error)
-    for _, path in sorted(found, reverse=True):
+    for _, path in sorted(readable, reverse=True):
         damage = find_corruption(path)
         if damage is None:
             for other, why in faults.items():
-                _passed_over(other, f"is damaged ({why})")
+                _log_skipped(other, f"is damaged ({why})")
             return path
         faults[path] = f"{path}: {damage}"
     if faults:
@@ -131,30 +132,30 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 
 @functools.cache
-def _passed_over(path: Path, why: str) -> None:
-    """Said once, however often a run looks."""
+def _log_skipped(path: Path, why: str) -> None:
+    """Log a skipped checkpoint, once per process."""
     log_rank0(f"checkpoint {path} {why} and is passed over")
 
 
 def disk_usage(folder: Path) -> int:
-    """Bytes of all files of a folder."""
+    """Return the bytes of all files of a folder."""
     total = 0
     for file in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # it may be on its way out
+        with contextlib.suppress(FileNotFoundError):  # a file may be removed meanwhile
             total += file.stat().st_size if file.is_file() else 0
     return total
 
 
 def mtime_ns(checkpoint: Path) -> int:
-    """When its weights were written, in nanoseconds: a run that was trained further has others under the same name."""
+    """Return the time of writing in nanoseconds: a run trained further has other weights under the same name."""
     return (checkpoint / WEIGHTS_PATH / ".metadata").stat().st_mtime_ns
 
 
 def resolve_checkpoint(path: Path, name: str) -> Path:
-    """`path` if it is a NeMo 2 checkpoint (its folder, or a run that holds one).
+    """Resolve a path, of a NeMo 2 checkpoint or of a run that holds one, to the checkpoint.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: `path` holds no complete checkpoint.
     """
     if not path.exists():
         raise CheckpointError(f"{name}: {path} does not exist; give a NeMo checkpoint or a Hugging Face folder")
@@ -163,11 +164,11 @@ def resolve_checkpoint(path: Path, name: str) -> Path:
         if damage is not None:
             raise CheckpointError(f"{name}: {path} is not whole: {damage}; restore it, or give another")
         return path
-    inner = latest_checkpoint(path)
-    if inner is not None:
-        return inner
-    found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"
+    latest = latest_checkpoint(path)
+    if latest is not None:
+        return latest
+    contents = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"
     raise CheckpointError(
         f"{name}: {path} is not a checkpoint; expected a NeMo folder with {WEIGHTS_PATH}/ and {CONTEXT_PATH}/, "
-        f"a run folder with checkpoints/, or a Hugging Face folder with config.json; found {found or 'nothing'}"
+        f"a run folder with checkpoints/, or a Hugging Face folder with config.json; found {contents or 'nothing'}"
     )

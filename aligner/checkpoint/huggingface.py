@@ -1,4 +1,4 @@
-"""Hugging Face folders and `.nemo` archives to NeMo checkpoints, and aligned models back."""
+"""Import of Hugging Face models and `.nemo` archives as NeMo checkpoints, and export of aligned models."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ ARCHITECTURES = {
 
 
 def is_importable(path: str) -> bool:
-    """Whether a path names what is to be imported: `hf://name`, a folder with a config.json, a `.nemo` archive."""
+    """Return whether a path is `hf://name`, a folder with a config.json, or a `.nemo` archive."""
     return (
         path.startswith("hf://")
         or (Path(path).expanduser() / "config.json").is_file()
@@ -40,11 +40,11 @@ def import_hf(source: str, output: str) -> Path:
     """Convert a Hugging Face model, or a `.nemo` archive of NeMo 1, to a NeMo checkpoint.
 
     Args:
-        source: `hf://name`, a folder of transformers, or an archive.
-        output: the checkpoint to write; must not exist.
+        source: `hf://name`, a folder that transformers loads, or a `.nemo` archive.
+        output: checkpoint folder to write; must not exist.
 
     Raises:
-        CheckpointError: the source is not a model of a known architecture, or the output exists.
+        CheckpointError: the architecture of the source is not supported, or the output exists.
     """
     target = Path(output).expanduser()
     if target.exists():
@@ -89,12 +89,16 @@ def _import_archive(archive: Path, target: Path) -> Path:
 
 
 def export_hf(checkpoint: str, output: str) -> Path:
-    """Write a NeMo checkpoint (its folder, or a run's newest) as a folder that `transformers` loads.
+    """Export a NeMo checkpoint (its folder, or the latest of a run) to a folder that `transformers` loads.
 
-    Adapters are written alone, as a folder that `peft` loads on top of the base model.
+    Adapters are exported without their base model, to a folder that `peft` loads on top of it.
+
+    Args:
+        checkpoint: checkpoint folder, or run folder.
+        output: folder to write; must not exist.
 
     Raises:
-        CheckpointError: the checkpoint is not one, or the output exists.
+        CheckpointError: `checkpoint` is not a checkpoint, NeMo cannot export its model, or the output exists.
     """
     from aligner.backend import patches
 
@@ -127,10 +131,10 @@ def export_hf(checkpoint: str, output: str) -> Path:
 
 
 def import_once(source: str, cache: Path) -> Path:
-    """The NeMo checkpoint of a Hugging Face model, made in `cache` the first time it is asked for.
+    """Return the NeMo checkpoint of a Hugging Face model; the first call imports it into `cache`.
 
-    Several ranks or runs may ask at once; one converts. It does so in a process of its own, because a conversion
-    sets up a one-rank Megatron that the training could not take down cleanly.
+    If several ranks or runs call at once, one converts. The conversion has a process of its own, because it sets up
+    a one-rank Megatron that the training could not tear down cleanly.
     """
     cache.mkdir(parents=True, exist_ok=True)
     target = cache / cache_name(source)
@@ -138,7 +142,7 @@ def import_once(source: str, cache: Path) -> Path:
         if not target.exists():
             done = subprocess.run(
                 [sys.executable, "-m", "aligner.checkpoint.huggingface", source, str(target)],
-                env=_without_ranks(),
+                env=_environment_without_ranks(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -149,17 +153,17 @@ def import_once(source: str, cache: Path) -> Path:
 
 
 def source_identity(source: str) -> dict[str, Any]:
-    """The very weights that a checkpoint's or a Hugging Face model's name stands for now."""
+    """Identify the weights that a checkpoint's or Hugging Face model's name refers to at present."""
     from aligner.checkpoint import folders
 
     if is_importable(source):
         return {"checkpoint": cache_name(source)}
-    found = folders.resolve_checkpoint(Path(source).expanduser(), "checkpoint")
-    return {"checkpoint": str(found.resolve()), "written": folders.mtime_ns(found)}
+    checkpoint = folders.resolve_checkpoint(Path(source).expanduser(), "checkpoint")
+    return {"checkpoint": str(checkpoint.resolve()), "written": folders.mtime_ns(checkpoint)}
 
 
 def cache_name(source: str) -> str:
-    """A folder name that changes with the content of a local model."""
+    """Return a folder name that changes with the files of a local model."""
     name = source.removeprefix("hf://")
     folder = Path(name).expanduser()
     parts = [name]
@@ -171,8 +175,8 @@ def cache_name(source: str) -> str:
     return f"{folder.name}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:12]}"
 
 
-def _without_ranks() -> dict[str, str]:
-    """This environment less what a launcher says of ranks."""
+def _environment_without_ranks() -> dict[str, str]:
+    """Return the environment without the launcher's variables of ranks."""
     launcher = (
         "RANK",
         "LOCAL_RANK",
@@ -208,5 +212,5 @@ def _config(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    # Megatron's writer starts a process that imports this module again; nothing heavy stands at its top.
+    # Megatron's writer starts a process that imports this module again, so heavy imports are inside functions.
     import_hf(sys.argv[1], sys.argv[2])

@@ -1,4 +1,4 @@
-"""What NeMo's importers would get wrong without a word: settings of models that they ignore."""
+"""Checks of Hugging Face models: settings that NeMo's importers silently ignore."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from aligner.common.errors import CheckpointError
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""The rotary scaling that NeMo's Llama 3.1 knows, up to its factor."""
+"""Rotary scaling of NeMo's Llama 3.1; any factor is supported."""
 PLAIN = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "partial_rotary_factor": 1.0}
 EXPERTS = {"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "decoder_sparse_step": 1}
 ASSUMED: dict[str, dict[str, Any]] = {
@@ -20,21 +20,21 @@ ASSUMED: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"head_dim": 128, **EXPERTS, **PLAIN, "mlp_only_layers": []},
     "gemma2": {"head_dim": 256},
 }
-"""What importers take for granted."""
+"""Values that NeMo's importers assume, by model_type."""
 
 
 def check(name: str, config: dict[str, Any]) -> None:
-    """Refuse a Hugging Face model that would become another one.
+    """Refuse a Hugging Face model that the import would alter.
 
     Args:
-        name: of the model, for messages.
-        config: its config.json.
+        name: name of the model, for messages.
+        config: content of its config.json.
 
     Raises:
-        CheckpointError: it would.
+        CheckpointError: NeMo's importer ignores a setting of the model.
     """
     kind = config["model_type"]
-    _rotary(name, kind, config.get("rope_scaling"))
+    _check_rotary(name, kind, config.get("rope_scaling"))
     window = config.get("sliding_window") is not None and config.get("use_sliding_window", True)
     if window and kind in ("mixtral", "qwen2", "qwen3", "qwen3_moe"):
         raise CheckpointError(
@@ -48,10 +48,10 @@ def check(name: str, config: dict[str, Any]) -> None:
 
 
 def rows(name: str, *, stored: int, vocabulary: int) -> None:
-    """Refuse an import whose vocabulary was padded: the padding would take part in every softmax.
+    """Refuse an import with a padded vocabulary: the padding would take part in every softmax.
 
     Raises:
-        CheckpointError: it was.
+        CheckpointError: the importer padded the vocabulary.
     """
     if stored != vocabulary:
         raise CheckpointError(
@@ -61,7 +61,7 @@ def rows(name: str, *, stored: int, vocabulary: int) -> None:
         )
 
 
-def _rotary(name: str, kind: str, scaling: dict[str, Any] | None) -> None:
+def _check_rotary(name: str, kind: str, scaling: dict[str, Any] | None) -> None:
     if not scaling or scaling.get("rope_type", scaling.get("type")) == "default":
         return
     known = kind == "llama" and scaling.get("rope_type") == "llama3"

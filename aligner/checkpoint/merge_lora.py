@@ -1,4 +1,4 @@
-"""Working adapters into the weights they were trained beside."""
+"""Merging of LoRA and DoRA adapters into the base weights."""
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,13 @@ from aligner.common.files import atomic_write
 
 
 def merge_lora(checkpoint: str, output: str) -> Path:
-    """Work the adapters of a LoRA or DoRA run into its base and write a plain NeMo checkpoint.
+    """Merge the adapters of a LoRA or DoRA run into the base model and write a plain NeMo checkpoint.
 
-    The sums are made in float32 and kept in the base's precision.
+    The sum is computed in float32 and stored in the base model's precision.
 
     Args:
-        checkpoint: of adapters: its folder, or a run's.
-        output: the checkpoint to write; must not exist.
+        checkpoint: checkpoint folder with adapters, or run folder.
+        output: checkpoint folder to write; must not exist.
 
     Raises:
         CheckpointError: the checkpoint holds no adapters, or the output exists.
@@ -45,14 +45,14 @@ def merge_lora(checkpoint: str, output: str) -> Path:
         model.trainer = trainer
         peft(model)
         load(trainer, source)
-        _unwrap(model)
+        _merge_adapters(model)
         trainer.save_checkpoint(partial, weights_only=True)
         TrainerContext.from_trainer(trainer).io_dump(partial / CONTEXT_PATH, yaml_attrs=["model"])
     return target
 
 
-def _unwrap(model: Any) -> None:
-    """Put linear layers with the adapters worked in where wrapped ones were."""
+def _merge_adapters(model: Any) -> None:
+    """Replace wrapped linear layers by linear layers with merged adapters."""
     from nemo.lightning.pytorch.callbacks.peft import AdapterWrapper
 
     for module in list(model.modules()):
@@ -67,8 +67,8 @@ def _merged(wrapper: Any) -> Any:
 
     adapter, linear = wrapper.adapter, wrapper.to_wrap
     with torch.no_grad():
-        step = adapter.linear_out.weight.float() @ adapter.linear_in.weight.float()
-        merged = linear.weight.float() + adapter.alpha / adapter.dim * step
+        delta = adapter.linear_out.weight.float() @ adapter.linear_in.weight.float()
+        merged = linear.weight.float() + adapter.alpha / adapter.dim * delta
         if isinstance(wrapper, DoRALinear):
             # Liu et al. 2024, arXiv 2402.09353, equation 5: the magnitude is learned beside the direction.
             magnitude = adapter.get_weight_magnitude().float() / torch.linalg.norm(merged, dim=1)

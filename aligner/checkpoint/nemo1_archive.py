@@ -1,10 +1,10 @@
-"""What NeMo 1's `.nemo` archives hold, as Megatron-Core has it: config, weights, tokenizer.
+"""Config, weights and tokenizer of NeMo 1's `.nemo` archives, converted to Megatron-Core.
 
-Two layouts of weights. NeMo 1's own, flat state dicts by rank, of before Megatron-Core (GPT-2B-001); and the
-distributed checkpoints that its later versions wrote (`mcore_gpt: true`), whose names are today's but for a prefix.
+Weights have two layouts. Before Megatron-Core (GPT-2B-001), NeMo 1 wrote flat state dicts by rank. Its later versions
+(`mcore_gpt: true`) wrote distributed checkpoints, whose names are today's but for a prefix.
 
-Dimensions of weights: [out, in]. The old rows of queries, keys and values are, head by head, [q; k; v], which is
-Megatron-Core's order without grouped queries; those of a fused gated MLP are [gate; up], as there.
+Weights are [out, in]. The old rows of queries, keys and values are [q; k; v] per head, which is Megatron-Core's order
+without grouped queries. Rows of a fused gated MLP are [gate; up], as in Megatron-Core.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ MODULES = {
     "input_layernorm": "input_layernorm",
     "post_attention_layernorm": "pre_mlp_layernorm",
 }
-"""Of a layer: old names and those of Megatron-Core's local layers."""
+"""Modules of a layer: old name -> name in Megatron-Core's local layers."""
 ROWS = ("query_key_value", "dense_h_to_4h", "dense_h_to_4h_2", "word_embeddings", "output_layer")
-"""What tensor-parallel ranks divided by rows; of the next two the columns, and the rest each had whole."""
+"""Modules that tensor-parallel ranks divided by rows; `COLUMNS` by columns. Every rank had the others whole."""
 COLUMNS = ("self_attention.dense.weight", "mlp.dense_4h_to_h.weight")
 REFUSED: dict[str, Callable[[Any], bool]] = {
     "transformer_engine": bool,
@@ -44,7 +44,7 @@ REFUSED: dict[str, Callable[[Any], bool]] = {
     "position_embedding_type": lambda value: value not in ("rope", "learned_absolute"),
     "num_moe_experts": lambda value: (value or 1) > 1,
 }
-"""Settings that the flat layout's names do not cover here."""
+"""Unsupported settings: the names of the flat layout above do not cover them."""
 PLAIN = {
     "num_layers": None,
     "hidden_size": None,
@@ -59,7 +59,7 @@ PLAIN = {
     "rotary_interleaved": False,
     "seq_len_interpolation_factor": None,
 }
-"""Fields that NeMo 2's GPTConfig has under the same name, with NeMo 1's default."""
+"""Fields of NeMo 2's GPTConfig with the same name in NeMo 1 -> NeMo 1's default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,70 +71,70 @@ class Archive:
 
     @property
     def distributed(self) -> Path | None:
-        """The weights, if they are a distributed checkpoint."""
-        found = self.folder / DISTRIBUTED
-        return found if found.is_dir() else None
+        """Folder of the weights, if they are a distributed checkpoint."""
+        weights = self.folder / DISTRIBUTED
+        return weights if weights.is_dir() else None
 
     @property
     def tokenizer(self) -> Path:
-        """The SentencePiece model.
+        """Path of the SentencePiece model.
 
         Raises:
-            CheckpointError: it has none.
+            CheckpointError: the archive has no SentencePiece model.
         """
-        said = self.config.get("tokenizer") or {}
-        name = str(said.get("model") or said.get("tokenizer_model") or "").removeprefix("nemo:")
-        found = (self.folder / name).resolve()
-        inside = found.is_relative_to(self.folder.resolve()) and found.is_file()
-        if said.get("library") != "sentencepiece" or not name or not inside:
+        settings = self.config.get("tokenizer") or {}
+        name = str(settings.get("model") or settings.get("tokenizer_model") or "").removeprefix("nemo:")
+        file = (self.folder / name).resolve()
+        inside = file.is_relative_to(self.folder.resolve()) and file.is_file()
+        if settings.get("library") != "sentencepiece" or not name or not inside:
             raise CheckpointError(
-                f"{CONFIG}: tokenizer: is {said}; expected library sentencepiece, and its model in the archive"
+                f"{CONFIG}: tokenizer: is {settings}; expected library sentencepiece, and its model in the archive"
             )
-        return found
+        return file
 
 
 def is_archive(path: str | Path) -> bool:
-    """Whether a path names a `.nemo` archive, or the folder that one was unpacked to."""
-    found = Path(path).expanduser()
-    return (found.is_file() and found.suffix == ".nemo") or (found / CONFIG).is_file()
+    """Return whether a path is a `.nemo` archive, or the folder of an unpacked one."""
+    source = Path(path).expanduser()
+    return (source.is_file() and source.suffix == ".nemo") or (source / CONFIG).is_file()
 
 
 def unpacked(path: Path, scratch: Path) -> Archive:
-    """An archive's files, in `scratch` if they are packed.
+    """Open an archive; a packed one is unpacked into `scratch`.
 
     Raises:
-        CheckpointError: it is no archive of a model.
+        CheckpointError: `path` is not an archive of a model.
     """
     folder = path
     if path.is_file():
         folder = scratch
         try:
             with tarfile.open(path) as packed:
-                packed.extractall(scratch, filter=_file_alone)
+                packed.extractall(scratch, filter=_without_links)
         except (tarfile.TarError, OSError) as error:
             raise CheckpointError(f"{path}: cannot be unpacked: {error}") from None
     if not (folder / CONFIG).is_file():
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
-        raise CheckpointError(f"{path}: has no {CONFIG}; expected a .nemo archive of a GPT model; found {found}")
+        contents = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
+        raise CheckpointError(f"{path}: has no {CONFIG}; expected a .nemo archive of a GPT model; found {contents}")
     config = yaml.safe_load((folder / CONFIG).read_text())
     return Archive(folder, config.get("model", config))
 
 
-def _file_alone(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-    """No links: an archive has none, and they are how one reaches out of its folder."""
+def _without_links(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+    """Skip links: an archive has none, and a link can point out of its folder."""
     return None if member.issym() or member.islnk() else tarfile.data_filter(member, path)
 
 
 def config_fields(config: dict[str, Any], *, rows: int, distributed: bool = False) -> dict[str, Any]:
-    """Fields of NeMo 2's GPTConfig for an archive's `model_config.yaml`.
+    """Convert an archive's `model_config.yaml` to fields of NeMo 2's GPTConfig.
 
     Args:
-        config: the archive's.
-        rows: of the stored vocabulary.
-        distributed: whether its weights have today's names; those of Transformer Engine are among them.
+        config: content of `model_config.yaml`.
+        rows: rows of the stored vocabulary.
+        distributed: whether the weights have today's names, which include Transformer Engine's.
 
     Raises:
-        CheckpointError: it asks for something that Megatron-Core's GPT model is not.
+        CheckpointError: Megatron-Core's GPT model has no counterpart of a setting.
     """
     for name, refuse in REFUSED.items():
         if distributed and name == "transformer_engine":
@@ -188,25 +188,26 @@ def _activation(name: str, openai_gelu: bool) -> Any:
 
 
 def flat_weights(archive: Archive) -> dict[str, Tensor]:
-    """All weights of the flat layout under Megatron-Core's local names, whole.
+    """Load and merge the weights of the flat layout under the names of Megatron-Core's local layers.
 
     Raises:
-        CheckpointError: there are none, or one that has no place.
+        CheckpointError: there are no weights, or Megatron-Core has no counterpart of one.
     """
-    stages = _stages(archive.folder)
-    each, found = archive.config["num_layers"] // len(stages), {}
+    stages = _load_stages(archive.folder)
+    layers_per_stage, weights = archive.config["num_layers"] // len(stages), {}
     for stage, shards in enumerate(stages):
         for key in shards[0]:
-            found |= _named(key, _whole(key, [shard[key] for shard in shards], archive.config), first=stage * each)
-    for name in [name for name in found if name.endswith(".second")]:
+            tensor = _merge_shards(key, [shard[key] for shard in shards], archive.config)
+            weights |= _rename(key, tensor, first=stage * layers_per_stage)
+    for name in [name for name in weights if name.endswith(".second")]:
         # Two matrices of a gated MLP, gate and up.
         gate = name.removesuffix(".second")
-        found[gate] = torch.cat([found[gate], found.pop(name)])
-    return found
+        weights[gate] = torch.cat([weights[gate], weights.pop(name)])
+    return weights
 
 
-def _stages(folder: Path) -> list[list[dict[str, Tensor]]]:
-    """State dicts by pipeline stage and tensor-parallel rank, without what is no weight."""
+def _load_stages(folder: Path) -> list[list[dict[str, Tensor]]]:
+    """Load the weights by pipeline stage and tensor-parallel rank."""
     files = sorted(folder.rglob(FLAT))
     if not files:
         raise CheckpointError(
@@ -214,16 +215,16 @@ def _stages(folder: Path) -> list[list[dict[str, Tensor]]]:
         )
     stages: dict[int, dict[int, dict[str, Tensor]]] = {}
     for file in files:
-        place = RANKS.search(file.parent.name)
-        tensor, stage = (int(place[1] or place[3]), int(place[2] or 0)) if place else (0, 0)
-        held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        stages.setdefault(stage, {})[tensor] = _weights(held.get("state_dict", held))
+        match = RANKS.search(file.parent.name)
+        tensor_rank, stage = (int(match[1] or match[3]), int(match[2] or 0)) if match else (0, 0)
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        stages.setdefault(stage, {})[tensor_rank] = _weights(saved.get("state_dict", saved))
     return [[ranks[rank] for rank in sorted(ranks)] for _, ranks in sorted(stages.items())]
 
 
-def _weights(held: dict[str, Any]) -> dict[str, Tensor]:
-    """Without prefixes, buffers, extra states and the last stage's copy of a tied embedding."""
-    named = {re.sub(r"^model\.(module\.)?", "", key): value for key, value in held.items()}
+def _weights(state: dict[str, Any]) -> dict[str, Tensor]:
+    """Remove prefixes, buffers, extra states and the last stage's copy of a tied embedding."""
+    named = {re.sub(r"^model\.(module\.)?", "", key): value for key, value in state.items()}
     return {
         key.removeprefix("language_model."): value
         for key, value in named.items()
@@ -231,8 +232,8 @@ def _weights(held: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def _whole(key: str, parts: list[Tensor], config: dict[str, Any]) -> Tensor:
-    """One tensor out of what tensor-parallel ranks hold of it."""
+def _merge_shards(key: str, parts: list[Tensor], config: dict[str, Any]) -> Tensor:
+    """Merge the shards of all tensor-parallel ranks into one tensor."""
     if config.get("megatron_legacy") and ".query_key_value." in key:
         # [3, heads, d] in each part.
         heads = config["num_attention_heads"] // len(parts)
@@ -244,13 +245,13 @@ def _whole(key: str, parts: list[Tensor], config: dict[str, Any]) -> Tensor:
             raise CheckpointError(f"{key}: ranks hold different copies of it; the archive is not whole")
         return parts[0]
     if ".dense_h_to_4h." in key and str(config.get("activation", "")).startswith("fast-"):
-        # Each part is [gate; up] of its own.
+        # Each part has rows [gate; up].
         return torch.cat([half for halves in zip(*(p.chunk(2) for p in parts), strict=True) for half in halves])
     return torch.cat(parts)
 
 
-def _named(key: str, tensor: Tensor, *, first: int) -> dict[str, Tensor]:
-    """The tensor by Megatron-Core's name; layers are counted from `first`."""
+def _rename(key: str, tensor: Tensor, *, first: int) -> dict[str, Tensor]:
+    """Return the tensor under Megatron-Core's name; layers are counted from `first`."""
     if key.startswith("embedding.") or key == "output_layer.weight":
         return {key: tensor}
     if key.startswith("encoder.final_layernorm."):

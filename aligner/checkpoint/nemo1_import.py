@@ -1,4 +1,4 @@
-"""NeMo 1's `.nemo` archives to NeMo 2 checkpoints."""
+"""Import of NeMo 1's `.nemo` archives as NeMo 2 checkpoints."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from aligner.common.errors import CheckpointError
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write the model of an archive, with its tokenizer, as a NeMo 2 checkpoint.
+    """Write the model and tokenizer of an archive as a NeMo 2 checkpoint.
 
     Raises:
-        CheckpointError: the archive holds no GPT model, or one that Megatron-Core has no counterpart of.
+        CheckpointError: the archive holds no GPT model, or Megatron-Core has no counterpart of its model.
     """
     from nemo.collections import llm
     from nemo.lightning import io
@@ -27,56 +27,56 @@ def convert(source: Path, target: Path) -> None:
         weights = None if archive.distributed else nemo1_archive.flat_weights(archive)
         rows = len(weights["embedding.word_embeddings.weight"]) if weights else _stored_rows(archive)
         fields = nemo1_archive.config_fields(archive.config, rows=rows, distributed=archive.distributed is not None)
-        half = _dtype(archive, weights)
-        config = llm.GPTConfig(**fields, params_dtype=half, bf16=half == torch.bfloat16, fp16=half == torch.float16)
+        dtype = _dtype(archive, weights)
+        config = llm.GPTConfig(**fields, params_dtype=dtype, bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16)
         model = llm.GPTModel(config, tokenizer=_tokenizer(archive, Path(scratch) / "tokenizer"))
         connector: Any = io.ModelConnector(str(source))
         trainer = connector.nemo_setup(model)
         if weights is not None:
-            _load(model.module, {name: value.to(half) for name, value in weights.items()}, source)
+            _load(model.module, {name: value.to(dtype) for name, value in weights.items()}, source)
         else:
             _load_distributed(model.module, archive, source)
         connector.nemo_save(target, trainer)
 
 
 def _tokenizer(archive: nemo1_archive.Archive, folder: Path) -> Any:
-    """The archive's SentencePiece model as a tokenizer of transformers, which asks that model for every piece."""
+    """Wrap the archive's SentencePiece model in a transformers tokenizer, which looks up every piece in that model."""
     from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
     from transformers import LlamaTokenizer
 
     special: dict[str, Any] = dict.fromkeys(("unk_token", "bos_token", "eos_token", "pad_token"))
     LlamaTokenizer(
         str(archive.tokenizer),
-        # Else transformers adds a space of its own, and reads the model by protobuf, whose versions collide.
+        # Otherwise transformers adds a space and reads the model by protobuf, whose versions conflict.
         legacy=True,
         add_bos_token=False,
-        **special | _special(archive.tokenizer),
+        **special | _special_tokens(archive.tokenizer),
     ).save_pretrained(folder)
     return AutoTokenizer(str(folder), use_fast=False)
 
 
-def _special(model: Path) -> dict[str, Any]:
-    """The special pieces that the SentencePiece model itself has."""
+def _special_tokens(model: Path) -> dict[str, Any]:
+    """Return the special pieces of the SentencePiece model."""
     from sentencepiece import SentencePieceProcessor
 
-    held: Any = SentencePieceProcessor(model_file=str(model))
+    processor: Any = SentencePieceProcessor(model_file=str(model))
     ids = {
-        "unk_token": held.unk_id(),
-        "bos_token": held.bos_id(),
-        "eos_token": held.eos_id(),
-        "pad_token": held.pad_id(),
+        "unk_token": processor.unk_id(),
+        "bos_token": processor.bos_id(),
+        "eos_token": processor.eos_id(),
+        "pad_token": processor.pad_id(),
     }
-    return {name: held.id_to_piece(i) for name, i in ids.items() if i >= 0}
+    return {name: processor.id_to_piece(i) for name, i in ids.items() if i >= 0}
 
 
 def _load(core: Any, weights: dict[str, Tensor], source: Path) -> None:
     core.to(next(iter(weights.values())).dtype)
     if any(".linear_qkv.layer_norm_weight" in name for name in core.state_dict()):
-        weights = {_fused(name): value for name, value in weights.items()}
+        weights = {_fused_name(name): value for name, value in weights.items()}
     missing, unexpected = core.load_state_dict(weights, strict=False)
     missing = [name for name in missing if not name.endswith("_extra_state")]
     if missing == [name for name in missing if name.endswith(("norm.bias", "norm_bias"))]:
-        # NeMo 1 left these biases out where its linear layers had none, in half precision.
+        # In half precision, NeMo 1 omitted these biases if its linear layers had none.
         for name, parameter in core.named_parameters():
             if name in missing:
                 torch.nn.init.zeros_(parameter)
@@ -88,8 +88,8 @@ def _load(core: Any, weights: dict[str, Tensor], source: Path) -> None:
         )
 
 
-def _fused(name: str) -> str:
-    """A norm's name in Transformer Engine's layers, where it is part of the linear layer behind it."""
+def _fused_name(name: str) -> str:
+    """Return a norm's name in Transformer Engine's layers, where the next linear layer includes the norm."""
     name = name.replace(".input_layernorm.", ".self_attention.linear_qkv.layer_norm_")
     return name.replace(".pre_mlp_layernorm.", ".mlp.linear_fc1.layer_norm_")
 
@@ -98,14 +98,14 @@ def _load_distributed(core: Any, archive: nemo1_archive.Archive, source: Path) -
     from megatron.core import dist_checkpointing
 
     core.to(_dtype(archive, None))
-    wanted = core.sharded_state_dict(prefix="model.")
-    wanted = {name: value for name, value in wanted.items() if not name.endswith("_extra_state")}
+    sharded = core.sharded_state_dict(prefix="model.")
+    sharded = {name: value for name, value in sharded.items() if not name.endswith("_extra_state")}
     try:
-        held: Any = dist_checkpointing.load(wanted, str(archive.distributed))
+        loaded: Any = dist_checkpointing.load(sharded, str(archive.distributed))
     except Exception as error:
         raise CheckpointError(f"{source}: {nemo1_archive.DISTRIBUTED}/ cannot be read: {error}") from error
-    named = {name.removeprefix("model."): value for name, value in held.items() if name.startswith("model.")}
-    _load(core, named, source)
+    weights = {name.removeprefix("model."): value for name, value in loaded.items() if name.startswith("model.")}
+    _load(core, weights, source)
 
 
 def _metadata(archive: nemo1_archive.Archive) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _stored_rows(archive: nemo1_archive.Archive) -> int:
 
 
 def _dtype(archive: nemo1_archive.Archive, weights: dict[str, Tensor] | None) -> torch.dtype:
-    """Of the stored weights."""
+    """Return the dtype of the stored weights."""
     if weights:
         return weights["embedding.word_embeddings.weight"].dtype
     return _metadata(archive)["model.embedding.word_embeddings.weight"].dtype

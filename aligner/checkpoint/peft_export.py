@@ -1,6 +1,6 @@
-"""Adapters of a NeMo checkpoint as a folder that Hugging Face's `peft` loads.
+"""Export of adapters to a folder that Hugging Face's `peft` loads.
 
-NeMo's own exporter leaves out DoRA's magnitudes, which `peft` then fills with garbage.
+NeMo's own exporter omits DoRA's magnitudes, which `peft` then fills with garbage.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from aligner.common.errors import CheckpointError
 from aligner.model.adapters import peft_config_of
 
-# Megatron's linear layers -> those of Hugging Face's Llama, in the order in which their rows are stacked.
+# Megatron's linear layers -> those of Hugging Face's Llama, in the order of their rows.
 LAYERS = {
     "self_attention.linear_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "self_attention.linear_proj": ("self_attn.o_proj",),
@@ -37,37 +37,37 @@ def write(checkpoint: Path, output: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors.
 
     Raises:
-        CheckpointError: the adapters are of layers or of a kind that `peft` has no place for.
+        CheckpointError: `peft` has no counterpart of an adapted layer or of its kind of adapter.
     """
     from nemo.collections.llm.peft import DoRA
     from peft import LoraConfig
 
     model: Any = load_context(checkpoint / CONTEXT_PATH, "model")
-    made: Any = peft_config_of(checkpoint)
-    found, targets = {}, set()
-    for name, stacked in _adapters(checkpoint).items():
+    peft_config: Any = peft_config_of(checkpoint)
+    tensors, targets = {}, set()
+    for name, stacked in _load_adapters(checkpoint).items():
         match = re.fullmatch(r".*?decoder\.layers\.(.+)\.adapter\.(.+)", name)
         layer, part = match.groups() if match else ("", "")
         if layer not in LAYERS or part not in PARTS:
             raise CheckpointError(f"checkpoint: {checkpoint} holds {name}, which peft's Llama has no place for")
-        for target, rows in zip(LAYERS[layer], _rows(stacked, layer, part, model.config), strict=True):
+        for target, rows in zip(LAYERS[layer], _split_rows(stacked, layer, part, model.config), strict=True):
             targets.add(target.rpartition(".")[2])
             for i, tensor in enumerate(rows):
-                found[f"base_model.model.model.layers.{i}.{target}.{PARTS[part]}"] = tensor.contiguous().clone()
+                tensors[f"base_model.model.model.layers.{i}.{target}.{PARTS[part]}"] = tensor.contiguous().clone()
     output.mkdir(parents=True)
-    safetensors.torch.save_file(found, output / "adapter_model.safetensors", metadata={"format": "pt"})
+    safetensors.torch.save_file(tensors, output / "adapter_model.safetensors", metadata={"format": "pt"})
     LoraConfig(
-        r=made.dim,
-        lora_alpha=made.alpha,
-        lora_dropout=made.dropout,
+        r=peft_config.dim,
+        lora_alpha=peft_config.alpha,
+        lora_dropout=peft_config.dropout,
         target_modules=sorted(targets),
-        use_dora=isinstance(made, DoRA),
+        use_dora=isinstance(peft_config, DoRA),
         task_type="CAUSAL_LM",
     ).save_pretrained(str(output))
 
 
-def _adapters(checkpoint: Path) -> dict[str, Tensor]:
-    """Weights of the adapters, those of all layers stacked: `[layers, ...]`."""
+def _load_adapters(checkpoint: Path) -> dict[str, Tensor]:
+    """Load the weights of the adapters, stacked over layers: `[layers, ...]`."""
     reader = dcp.FileSystemReader(checkpoint / WEIGHTS_PATH)
     stored: dict[str, Any] = reader.read_metadata().state_dict_metadata
     state: dict[str, Any] = {
@@ -79,13 +79,13 @@ def _adapters(checkpoint: Path) -> dict[str, Tensor]:
     return state
 
 
-def _rows(stacked: Tensor, layer: str, part: str, config: Any) -> list[Tensor]:
-    """What each of Hugging Face's layers has of a stacked one's; the way in is shared, the way out is cut."""
+def _split_rows(stacked: Tensor, layer: str, part: str, config: Any) -> list[Tensor]:
+    """Split a stacked layer into Hugging Face's layers: they share linear_in, linear_out is cut."""
     if part == "linear_in.weight" or len(LAYERS[layer]) == 1:
         return [stacked] * len(LAYERS[layer])
     if layer == "mlp.linear_fc1":
         return list(stacked.chunk(2, dim=1))
-    # One block a query group: its queries, then its key, then its value.
+    # One block per query group: its queries, then its key, then its value.
     groups, queries = config.num_query_groups, config.num_attention_heads // config.num_query_groups
     blocks = stacked.unflatten(1, (groups, queries + 2, -1))
     return [part.flatten(1, 3) for part in blocks.split([queries, 1, 1], dim=2)]

@@ -1,4 +1,4 @@
-"""Where a run starts, and whether it resumes from a checkpoint of its own."""
+"""Starting checkpoint of a run: its own latest one, or the source of its initial weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,15 +14,15 @@ from aligner.model import adapters
 
 @dataclass(kw_only=True)
 class Resume(nl.AutoResume):
-    """NeMo's AutoResume, which never starts from a torn checkpoint and knows more places to start from.
+    """NeMo's AutoResume that never loads an incomplete checkpoint and has more sources of initial weights.
 
-    A run goes on from its own newest whole checkpoint. Without one it starts from `restore_config.path`: a NeMo
+    A run resumes from its own latest complete checkpoint. Without one it starts from `restore_config.path`: a NeMo
     checkpoint, a run, a Hugging Face folder or `hf://name` (imported once and kept); or from `init_stage`.
 
     Args:
-        init_stage: another stage, as a recipe: run if it has not run yet; its newest checkpoint is the start.
-        allow_changes: settings that may differ from those the run began with, as ["loss.beta"]; a change of any other
-            is refused, with its old and its new value.
+        init_stage: recipe of an earlier stage. It runs unless it has run already; its latest checkpoint is the start.
+        allow_changes: settings that may differ from those of earlier jobs, as ["loss.beta"]. A change of any other
+            setting is refused, with its old and new value.
     """
 
     init_stage: Optional[Callable[[], Path]] = None
@@ -31,17 +31,17 @@ class Resume(nl.AutoResume):
     resume_ignore_no_checkpoint: bool = True
 
     continued: Optional[Path] = field(default=None, init=False)
-    """The checkpoint that `find` found."""
+    """The checkpoint that `find` returned."""
     imported: bool = field(default=False, init=False)
-    """Whether `resolve` found a Hugging Face model, or a run that came from one."""
+    """Whether `resolve` returned an imported Hugging Face model, or a run that started from one."""
     adapters: Optional[Path] = field(default=None, init=False)
-    """The checkpoint that `resolve` found, if it holds adapters alone; the base they belong to is loaded first."""
+    """The checkpoint that `resolve` returned, if it holds adapters alone; their base model is loaded first."""
 
     def find(self, run: Path) -> Path | None:
-        """What a run goes on from; None if it begins.
+        """Return the checkpoint that a run resumes from; None if the run is fresh.
 
         Raises:
-            CheckpointError: see `newest`; or there is something to go on from, and it is not to be.
+            CheckpointError: see `folders.latest_checkpoint`; or checkpoints exist and `resume_if_exists` is False.
         """
         if self.resume_if_exists:
             self.continued = folders.latest_checkpoint(run)
@@ -56,10 +56,10 @@ class Resume(nl.AutoResume):
         return self.continued
 
     def resolve(self, *, cache: Path) -> Path | None:
-        """Find, and if need be make, what a fresh run starts from; None if it starts at random.
+        """Find, import or train the checkpoint that a fresh run starts from; None for random weights.
 
         Raises:
-            CheckpointError: the place does not hold a model.
+            CheckpointError: the path holds no model.
         """
         if self.init_stage is not None:
             start = folders.resolve_checkpoint(Path(self.init_stage()), "resume.init_stage")
@@ -78,6 +78,6 @@ class Resume(nl.AutoResume):
         if not self.imported and (start / folders.METADATA_FILE).is_file():
             self.imported = bool(folders.metadata(start).get("imported"))
         self.adapters = start if base else None
-        # Absolute, since adapters remember the path of their base.
+        # Absolute, because adapters store the path of their base.
         self.restore_config.path = str((base or start).absolute())
         return start

@@ -1,4 +1,4 @@
-"""Tokenizers: the one that a NeMo checkpoint carries, or one named on a command line."""
+"""Tokenizers of NeMo checkpoints, and tokenizers by name."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from aligner.common.files import atomic_write
 
 
 def load_tokenizer(checkpoint: Path, *, kept_in: Path | None = None) -> Any:
-    """The tokenizer that a NeMo checkpoint carries.
+    """Load the tokenizer of a NeMo checkpoint.
 
-    With `kept_in`, its files are copied there first, and will be found after the checkpoint is gone: a run keeps its
-    newest checkpoint only, and NeMo writes a tokenizer whose files are gone into the next one as a name to look up.
+    With `kept_in`, its files are copied there first and outlast the checkpoint. A run keeps its newest checkpoint
+    only, and NeMo saves a tokenizer without files as a name to look up.
     """
     from nemo.lightning.io import load_context
 
@@ -27,33 +27,33 @@ def load_tokenizer(checkpoint: Path, *, kept_in: Path | None = None) -> Any:
         digest = hashlib.sha256()
         for file in sorted(path for path in context.rglob("*") if path.is_file()):
             digest.update(f"{file.relative_to(context)} {file.stat().st_size} ".encode() + file.read_bytes())
-        kept = kept_in / f"context-{digest.hexdigest()[:8]}"
-        if not kept.exists():
+        copy = kept_in / f"context-{digest.hexdigest()[:8]}"
+        if not copy.exists():
             try:
-                with atomic_write(kept) as partial:
+                with atomic_write(copy) as partial:
                     shutil.copytree(context, partial)
             except OSError:
                 # Another rank was faster; anything else is an error.
-                if not kept.exists():
+                if not copy.exists():
                     raise
-        context = kept
+        context = copy
     return load_context(context, "model.tokenizer")
 
 
 def named_tokenizer(name: str) -> Any:
-    """A Hugging Face tokenizer from a folder, a hub's name, or what a NeMo checkpoint or run carries.
+    """Load a Hugging Face tokenizer from a folder or the hub, or the tokenizer of a NeMo checkpoint or run.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the name refers to no tokenizer.
     """
     path = Path(name).expanduser()
     if (path / "checkpoints").is_dir() or (path / "context").is_dir():
-        held = load_tokenizer(folders.resolve_checkpoint(path, "tokenizer"))
-        return getattr(held, "tokenizer", held)
+        tokenizer = load_tokenizer(folders.resolve_checkpoint(path, "tokenizer"))
+        return getattr(tokenizer, "tokenizer", tokenizer)
     from nemo.collections.common.tokenizers import AutoTokenizer
 
     try:
-        # NeMo's, as a run has it: it sets special tokens anew, which changes how some of them are read.
+        # NeMo's class, as in a run: it sets special tokens again, which changes how some of them are tokenized.
         return AutoTokenizer(str(path) if path.exists() else name.removeprefix("hf://")).tokenizer
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """All commands of `nemo llm` that this package adds, in one table, and their registration with NeMo-Run.
 
-NeMo-Run imports this module when it sees `llm`. It swallows an error in such a module in one line, and with it the
-commands, so the error is printed in full here.
+NeMo-Run imports this module for the word `llm`. It reduces an error in such a module to one line and drops the
+commands, so this module prints the full error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ nemo llm align --factory tiny_dpo -y data.train=train.jsonl data.validation=vali
 nemo llm align --factory tiny_dpo -y loss=ipo loss.beta=0.2 reference=frozen peft=lora sft_loss_weight=0.1
 
 nemo llm align --factory tiny_dpo --dryrun shows every part: model, data, trainer, loss, preference_loss_weight,
-sft_loss_weight, reference, peft, log, optim, resume. run.executor=local run.executor.ntasks_per_node=2 says where it runs.
+sft_loss_weight, reference, peft, log, optim, resume, limits. run.executor=local run.executor.ntasks_per_node=2 starts
+two processes on this machine.
 """
 
 
@@ -37,11 +38,11 @@ class Command(NamedTuple):
     function: str
     """`module:function` below `aligner`; its docstring is the help, unless `help` names another text."""
     context: str | None = None
-    """`module:class` that reads the command line; None: NeMo-Run's own, for commands that run here and now."""
+    """`module:class` that parses the command line; None: NeMo-Run's own, for commands that run in this process."""
     help: str | None = None
     """`module:TEXT`."""
     takes_recipe: bool = False
-    """Whether `--factory` names a recipe of this function, so that its help lists them."""
+    """Whether `--factory` names a recipe of this function; its help then lists the recipes."""
 
 
 COMMANDS = {
@@ -71,7 +72,7 @@ def _load(place: str) -> Any:
 
 
 def _help(name: str, function: Callable[..., Any]) -> str:
-    """A docstring with its arguments as one types them; NeMo-Run shows the first half of a docstring only."""
+    """Return a docstring with its arguments as a user types them; NeMo-Run shows the first half of a docstring only."""
     doc, parameters = docstring_parser.parse(function.__doc__ or ""), inspect.signature(function).parameters
     lines = [doc.short_description or "", doc.long_description or ""]
     for argument in doc.params:
@@ -100,7 +101,7 @@ def _register_commands() -> None:
 
 
 def _register_executors() -> None:
-    """Names of `run.executor=...`: the kinds, and the profiles of this site."""
+    """Register names of `run.executor=...`: the kinds of executors, and this site's profiles."""
     import nemo_run as run
 
     from aligner.executors.profiles import KINDS, profiles
@@ -109,7 +110,7 @@ def _register_executors() -> None:
         def make() -> run.Config[run.Executor]:
             return copy.deepcopy(config)
 
-        # NeMo-Run looks for what a factory makes in its annotation.
+        # NeMo-Run reads the type of a factory's result from its annotation.
         make.__annotations__["return"] = run.Config[run.Executor]
         return make
 
@@ -118,7 +119,7 @@ def _register_executors() -> None:
 
 
 def _register_parts() -> None:
-    """Names of `engine=...`, `judge=...` and `log.wandb=...`."""
+    """Register names of `engine=...`, `judge=...` and `log.wandb=...`."""
     import nemo_run as run
     from lightning.pytorch.loggers import WandbLogger
 

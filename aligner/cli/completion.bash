@@ -1,4 +1,4 @@
-# What Tab offers after `nemo llm`, in nemo-align @VERSION@. Written by `nemo llm completion`; write it again after an upgrade.
+# Tab completion of `nemo llm` for nemo-align @VERSION@. Written by `nemo llm completion`; run it again after an upgrade.
 _nemo_align() {
   local line=${COMP_LINE:0:$COMP_POINT} typed now before command word rest last='' factories='' words='' offered=''
   now=${line##*[[:space:]]}
@@ -36,7 +36,7 @@ _nemo_align() {
     last=$now$rest
   done
   [[ -z ${ZSH_VERSION:-} ]] || return 0
-  # bash breaks words at `=` and puts in what stands behind it; zsh does not.
+  # bash breaks words at `=` and inserts the part after it; zsh does not.
   [[ $now != *=* || $COMP_WORDBREAKS != *=* ]] || COMPREPLY=("${COMPREPLY[@]#"${now%=*}="}")
   [[ $last != *[.=] ]] || compopt -o nospace 2>/dev/null
 }

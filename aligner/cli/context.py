@@ -1,4 +1,4 @@
-"""How a command that takes a recipe reads its arguments: NeMo-Run's way, with its dead ends closed.
+"""Parser of commands that take a recipe: NeMo-Run's, with corrections.
 
 NeMo-Run 0.11.1 writes YAML that it cannot read back, and exits with 0 when a job on an executor failed.
 """
@@ -21,20 +21,20 @@ class RecipeContext(RunContext):
     """NeMo-Run's context of one command."""
 
     own: ClassVar[tuple[str, ...]] = ()
-    """Arguments that are the command's and no recipe's."""
+    """Arguments of the command itself, which are not its recipe's."""
     recipes_of: ClassVar[tuple[str, ...]] = ()
-    """Commands whose recipes this one takes."""
+    """Other commands whose recipes this command takes."""
 
     def split(self, args: list[str]) -> tuple[dict[str, str], list[str]]:
-        """What of a command line is the command's own, the last of each, and what is its recipe's."""
-        mine = [arg for arg in args if "=" in arg and arg.partition("=")[0] in self.own]
-        return dict(arg.split("=", 1) for arg in mine), [arg for arg in args if arg not in mine]
+        """Split a command line into the command's own arguments (the last of each) and its recipe's."""
+        own = [arg for arg in args if "=" in arg and arg.partition("=")[0] in self.own]
+        return dict(arg.split("=", 1) for arg in own), [arg for arg in args if arg not in own]
 
     def parse_fn(self, fn: Any, args: list[str], **default_kwargs: Any) -> run.Partial:
-        """The recipe that the command line describes.
+        """Return the recipe that the command line describes.
 
         Raises:
-            ConfigError: neither factory nor YAML is named, or an argument is not one.
+            ConfigError: neither a factory nor a YAML file is named, or an argument is invalid.
         """
         if self.yaml:
             return override(load_yaml(Path(self.yaml)), args)
@@ -70,6 +70,6 @@ class RecipeContext(RunContext):
             executors.dryrun(stages, self.executor, name=name)
             dryrun.check_recipe(task, self.executor)
         elif self._should_continue(self.skip_confirmation):
-            identity = executors.launch(stages, self.executor, name=name, detach=self.detach)
+            experiment = executors.launch(stages, self.executor, name=name, detach=self.detach)
             if self.detach:
-                print(f"submitted: nemo experiment status {identity}; nemo experiment logs {identity} 0")
+                print(f"submitted: nemo experiment status {experiment}; nemo experiment logs {experiment} 0")

@@ -8,11 +8,11 @@ from aligner.common.run_folder import RECIPE
 
 
 def diff(one: str, other: str) -> str:
-    """How the recipes of two runs differ, as a unified diff; empty if they do not.
+    """Return the unified diff of the recipes of two runs; empty if they are equal.
 
     Args:
-        one: a run's folder.
-        other: another's.
+        one: folder of a run.
+        other: folder of another run.
 
     Raises:
         CheckpointError: a folder has no recipe.
@@ -27,10 +27,10 @@ def diff(one: str, other: str) -> str:
 
 
 def diff_runs(one: str, other: str) -> None:
-    """Print how the recipes of two runs differ.
+    """Print the differences between the recipes of two runs.
 
     Args:
-        one: a run's folder.
-        other: another's.
+        one: folder of a run.
+        other: folder of another run.
     """
     print(diff(one, other) or f"{one} and {other} have the same recipe")

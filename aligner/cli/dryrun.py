@@ -1,4 +1,4 @@
-"""Checks of `--dryrun`: what the run itself would refuse, as far as arguments, sizes and names of files tell."""
+"""Checks of `--dryrun`: errors of the run that arguments, sizes and file names already show."""
 
 from __future__ import annotations
 
@@ -21,87 +21,87 @@ from aligner.train.arguments import RunArguments
 
 
 def check_recipe(recipe: run.Partial, executor: run.Executor | None) -> None:
-    """Refuse a recipe as its run would, and print its estimated size. Commands that take no recipe are let through.
+    """Refuse a recipe as its run would, and print its estimated size. Commands without a recipe are not checked.
 
     Args:
         recipe: a `run.Partial` of `align` or `self_reward`.
-        executor: None: in this process.
+        executor: executor of the run; None: this process.
 
     Raises:
-        ConfigError, RowError: as the run would.
+        ConfigError, RowError: the run would raise this error.
     """
     checks = {align: _check_run, self_reward: _check_pipeline}
     if recipe.__fn_or_cls__ not in checks:
         return
     checks[recipe.__fn_or_cls__](recipe, executor)
-    here = executor is None or isinstance(executor, run.LocalExecutor)
+    local = executor is None or isinstance(executor, run.LocalExecutor)
     try:
-        gpu = recipe_plan.this_machine(recipe_plan.num_ranks(recipe)) if here else "h100"
+        gpu = recipe_plan.this_machine(recipe_plan.num_ranks(recipe)) if local else "h100"
         print(report_text.format_estimate(recipe, gpu))
     except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
-        # A recipe is not refused for an estimate's sake: devices="auto", models of other kinds.
+        # A missing estimate does not refuse a recipe: devices="auto", models of other kinds.
         print(f"size not known: {error}")
 
 
 def _check_pipeline(recipe: run.Partial, executor: run.Executor | None) -> None:
-    """Refuse a recipe of `self_reward` as its runs of `align` would, so far as their rows need not be there.
+    """Refuse a recipe of `self_reward` as its runs of `align` would, without the rows that stages will write.
 
     Raises:
-        ConfigError, RowError: what a stage would say, or its prompts.
+        ConfigError, RowError: a stage would raise this error, or its prompts are invalid.
     """
     from aligner.data.prompts import read_prompts
 
-    asked: Any = recipe
-    if asked.start is not None:
-        _check_run(asked.start, executor)
-    for i, one in enumerate(asked.iterations, start=1):
-        # The stage before makes the rows.
-        later = copy.deepcopy(one.align)
-        later.data.train = _rows_to_come
+    pipeline: Any = recipe
+    if pipeline.start is not None:
+        _check_run(pipeline.start, executor)
+    for i, iteration in enumerate(pipeline.iterations, start=1):
+        # An earlier stage writes the rows.
+        align_stage = copy.deepcopy(iteration.align)
+        align_stage.data.train = _future_rows
         try:
-            _check_run(later, executor)
+            _check_run(align_stage, executor)
             if executor is None or isinstance(executor, run.LocalExecutor):
-                for stage in (one.generate, one.evaluate):
-                    if stage is not None and not isinstance(stage.prompts, fdl.Buildable):  # a function makes them
+                for stage in (iteration.generate, iteration.evaluate):
+                    if stage is not None and not isinstance(stage.prompts, fdl.Buildable):  # a function writes them
                         read_prompts(stage.prompts)
         except AlignError as error:
             raise type(error)(f"iteration {i}: {error}") from None
 
 
-def _rows_to_come() -> str:
+def _future_rows() -> str:
     raise AssertionError("only checked")
 
 
 def _check_run(recipe: run.Partial, executor: run.Executor | None) -> None:
-    """Refuse a recipe of `align` as its run would, so far as arguments, sizes and the names of files tell.
+    """Refuse a recipe of `align` as its run would, as far as arguments, sizes and file names show.
 
-    Rows are not read: `nemo llm lint-preferences` does. Nothing is written.
+    Rows are not read (`nemo llm lint-preferences` reads them), and nothing is written.
 
     Args:
         recipe: a `run.Partial` of `align`.
-        executor: where; None: in this process. Another machine may have other files and other hardware than this one.
+        executor: executor of the run; None: this process. Another machine may have other files and hardware.
 
     Raises:
-        ConfigError, RowError: what the run would say.
+        ConfigError, RowError: the run would raise this error.
     """
-    before: Any = getattr(getattr(recipe, "resume", None), "init_stage", None)
-    if isinstance(before, run.Partial):
-        _check_run(before, executor)
+    init_stage: Any = getattr(getattr(recipe, "resume", None), "init_stage", None)
+    if isinstance(init_stage, run.Partial):
+        _check_run(init_stage, executor)
     built: Any = fdl.build(recipe)
     call = inspect.signature(align).bind(*built.args, **built.keywords)
     call.apply_defaults()
-    planned = RunArguments(**call.arguments)
-    config_checks.check_arguments(planned)
-    config_checks.check_parallelism(planned)
+    arguments = RunArguments(**call.arguments)
+    config_checks.check_arguments(arguments)
+    config_checks.check_parallelism(arguments)
     if executor is None:
-        config_checks.check_world_size(planned)
+        config_checks.check_world_size(arguments)
     if executor is None or isinstance(executor, run.LocalExecutor):
-        config_checks.check_hardware(planned)
-        for split, source in (("train", planned.data.train), ("validation", planned.data.validation)):
-            # A function makes its file when the run asks for it.
+        config_checks.check_hardware(arguments)
+        for split, source in (("train", arguments.data.train), ("validation", arguments.data.validation)):
+            # A function writes its file when the run calls it.
             if source and not callable(source):
                 sources.resolve_files(source, f"data.{split}")
-    restore = planned.resume.restore_config if planned.resume else None
+    restore = arguments.resume.restore_config if arguments.resume else None
     if restore is None or not huggingface.is_importable(str(restore.path)):
-        # An imported model says itself how large it is.
-        parallelism.check(planned.strategy.parallelism, planned.model.config, ranks=planned.num_ranks)
+        # The sizes of an imported model come from its config.
+        parallelism.check(arguments.strategy.parallelism, arguments.model.config, ranks=arguments.num_ranks)

@@ -1,4 +1,4 @@
-"""What `--factory` may be: MODEL_METHOD, shown by model and method; NeMo-Run's own help has a line for each."""
+"""Recipes of `--factory`, MODEL_METHOD, listed by model and method; NeMo-Run's own help has a line for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ METHODS = ("sft", "dpo", "ipo", "rpo", "kto", "self_rewarding", "meta_rewarding"
 
 
 def names(command: Callable[..., Any]) -> list[str]:
-    """All that are registered for a command."""
+    """Return the names of all factories that are registered for a command or type."""
     import catalogue
     from nemo_run.config import get_type_namespace
 
@@ -22,7 +22,7 @@ def names(command: Callable[..., Any]) -> list[str]:
 
 
 def list_recipes(command: Callable[..., Any], asked: str = "") -> str:
-    """Those that there are, in a line; the one first that was perhaps meant."""
+    """Describe the recipes of a command in one line, after the closest match to `asked`."""
     known = names(command)
     near = difflib.get_close_matches(asked.partition("(")[0], known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -31,20 +31,20 @@ def list_recipes(command: Callable[..., Any], asked: str = "") -> str:
 
 
 def by_method(known: list[str]) -> dict[tuple[str, ...], list[str]]:
-    """Methods -> the models that have these."""
+    """Group models by their methods: methods -> models."""
     methods: dict[str, list[str]] = {}
     for method in METHODS:
         for name in known:
             if name.endswith(f"_{method}"):
                 methods.setdefault(name.removesuffix(f"_{method}"), []).append(method)
-    found: dict[tuple[str, ...], list[str]] = {}
+    models: dict[tuple[str, ...], list[str]] = {}
     for model in sorted(methods):
-        found.setdefault(tuple(methods[model]), []).append(model)
-    return found
+        models.setdefault(tuple(methods[model]), []).append(model)
+    return models
 
 
 class RecipesEntrypoint(Entrypoint):
-    """A command that needs a recipe."""
+    """Entrypoint of a command that needs a recipe."""
 
     def help(self, console: Any = None, with_docs: bool = True) -> None:
         from rich.console import Console
@@ -61,11 +61,11 @@ class RecipesEntrypoint(Entrypoint):
         arguments = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for name, meaning in _arguments(self.fn).items():
             arguments.add_row(name, meaning)
-        console.print(Panel(arguments, title="What a recipe is made of", title_align="left"))
+        console.print(Panel(arguments, title="Parts of a recipe", title_align="left"))
 
 
 def _arguments(command: Callable[..., Any]) -> dict[str, str]:
     import docstring_parser
 
-    said = {p.arg_name: p.description or "" for p in docstring_parser.parse(command.__doc__ or "").params}
-    return {name: " ".join(said.get(name, "").split()) for name in inspect.signature(command).parameters}
+    descriptions = {p.arg_name: p.description or "" for p in docstring_parser.parse(command.__doc__ or "").params}
+    return {name: " ".join(descriptions.get(name, "").split()) for name in inspect.signature(command).parameters}

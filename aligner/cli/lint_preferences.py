@@ -20,27 +20,27 @@ def lint_preferences(
     json: Optional[str] = None,
     html: Optional[str] = None,
 ) -> None:
-    """Look for mistakes and oddities in preference data, and say how to batch it; exit code 1 if there are errors.
+    """Check preference data for errors and warnings, and recommend batching; exit code 1 if there are errors.
 
-    Errors are what a run would stop at, or learn the opposite from: unreadable rows, empty or identical answers, the
-    same pair preferred both ways, rewards or preferences that some rows lack, too many rows over seq_length. Warnings
-    are the rest: duplicates, near-identical answers, ties, length bias, validation prompts that occur in training,
-    tokens merged at the prompt's border, doubled BOS and EOS, role markers and special tokens inside answers. Each
-    names up to ten lines.
+    Errors stop a run, or make it learn the opposite: unreadable rows, empty or identical responses, the same pair
+    preferred both ways, rewards or preferences in some rows only, too many rows over seq_length. Warnings: duplicates,
+    near-identical responses, ties, length bias, validation prompts in the training data, tokens merged across the
+    prompt boundary, doubled BOS and EOS, role markers and special tokens in responses. Each finding names up to ten
+    lines.
 
     Args:
-        train: a file of rows (gzip and Zstandard too), a folder of them, or a list.
-        tokenizer: folder or name of a Hugging Face tokenizer, or a NeMo checkpoint or run that carries one.
-        validation: likewise; None: none.
+        train: file of rows (gzip and Zstandard too), folder of such files, or list of both.
+        tokenizer: folder or name of a Hugging Face tokenizer, or a NeMo checkpoint or run with a tokenizer.
+        validation: as train; None: no validation rows.
         seq_length: the run's data.seq_length.
-        micro_batch_size: pairs of a micro-batch, for what packing would gain.
-        global_batch_size: pairs of an optimizer step, for how many of them there would be.
+        micro_batch_size: pairs per micro-batch, to estimate the gain of packing.
+        global_batch_size: pairs per optimizer step, to compute the number of steps.
         apply_chat_template: the run's data.apply_chat_template.
-        json: file to write the report to, for programs.
-        html: file to write the report to, one page with plots.
+        json: JSON file to write the report to.
+        html: HTML file to write the report to, one page with plots.
 
     Raises:
-        RowError, ConfigError: there are no such files, or no such tokenizer.
+        RowError, ConfigError: a file or the tokenizer does not exist.
     """
     from aligner.lint.linter import Options, lint
     from aligner.lint.page import page, text

@@ -1,6 +1,6 @@
-"""What `loss`, `reference` and `peft` may be called on the command line: `nemo llm align ... loss=ipo peft=lora`.
+"""Names of `loss`, `reference` and `peft` on the command line: `nemo llm align ... loss=ipo peft=lora`.
 
-In Python these are `recipe.loss = run.Partial(losses.ipo)` and the like, and any function will do.
+In Python these are `recipe.loss = run.Partial(losses.ipo)` and the like; the loss can be any function.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ LOSSES = (
 
 
 def set_by_name(recipe: run.Partial, part: str, value: str) -> None:
-    """Set a part of a recipe to what `value` names, with its default arguments.
+    """Set a part of a recipe by its name, with default arguments.
 
     Raises:
-        ConfigError: there is nothing of that name.
+        ConfigError: the part has no such name.
     """
-    there_are = PARTS[part]()
-    if value not in there_are:
-        raise ConfigError(f"{part}: there is no {value!r}; there are: {', '.join(there_are)}")
-    setattr(recipe, part, there_are[value])
+    choices = PARTS[part]()
+    if value not in choices:
+        raise ConfigError(f"{part}: there is no {value!r}; there are: {', '.join(choices)}")
+    setattr(recipe, part, choices[value])
 
 
 def _losses() -> dict[str, Any]:

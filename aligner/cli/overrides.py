@@ -1,4 +1,4 @@
-"""`path=value` arguments applied to a recipe; an error names the one that is wrong."""
+"""`path=value` arguments applied to a recipe; an error names the invalid argument."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from aligner.common.errors import ConfigError
 
 
 def override(recipe: run.Partial, args: list[str]) -> run.Partial:
-    """Apply `path=value` arguments one by one, so that an error names the one that is wrong.
+    """Apply `path=value` arguments one by one; an error names the invalid one.
 
     Raises:
-        ConfigError: an argument names nothing, or its value does not fit.
+        ConfigError: a path does not exist, or its value does not fit.
     """
-    # First what a part is, then what is set in it, whichever is written first.
+    # Parts are set before their fields, in whatever order the user typed them.
     for arg in sorted(args, key=lambda arg: arg.partition("=")[0].count(".")):
         part, _, value = arg.partition("=")
         if part in PARTS:
@@ -40,55 +40,58 @@ def override(recipe: run.Partial, args: list[str]) -> run.Partial:
 
 
 def _set_directly(recipe: run.Partial, path: str, value: str) -> bool:
-    """Set an argument that upstream cannot read: an enumeration's, or one whose module postpones annotations (LoRA).
+    """Set an argument that NeMo-Run cannot parse: an enumeration, or one with a postponed annotation (LoRA).
+
+    Returns False for other arguments.
 
     Raises:
         ConfigError: the enumeration has no such member.
     """
     *parents, last = path.split(".")
-    at: Any = recipe
+    config: Any = recipe
     for name in parents:
-        at = getattr(at, name, None)
-    parameters = inspect.signature(at.__fn_or_cls__).parameters if isinstance(at, run.Config | run.Partial) else {}
+        config = getattr(config, name, None)
+    is_config = isinstance(config, run.Config | run.Partial)
+    parameters = inspect.signature(config.__fn_or_cls__).parameters if is_config else {}
     kind = parameters[last].annotation if last in parameters else None
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         if value not in kind.__members__:
             raise ConfigError(f"{path}: {value!r} is not one of {', '.join(kind.__members__)}")
         # YAML has no enumerations.
-        setattr(at, last, run.Config(member, kind=f"{kind.__module__}.{kind.__qualname__}", name=value))
+        setattr(config, last, run.Config(member, kind=f"{kind.__module__}.{kind.__qualname__}", name=value))
         return True
     if not isinstance(kind, str):
         return False
-    target = at.__fn_or_cls__
+    target = config.__fn_or_cls__
     try:
         hints = typing.get_type_hints(
             target if dataclasses.is_dataclass(target) else getattr(target, "__init__", target)
         )
     except NameError:
         return False
-    setattr(at, last, parse_value(value, hints.get(last)))
+    setattr(config, last, parse_value(value, hints.get(last)))
     return True
 
 
 def member(kind: str, name: str) -> enum.Enum:
-    """The member of an enumeration, both by name."""
+    """Return the member of an enumeration, both by name."""
     module, _, last = kind.rpartition(".")
     return getattr(importlib.import_module(module), last)[name]
 
 
 def _explain(recipe: run.Partial, path: str, arg: str, error: Exception) -> str:
-    """What is wrong with an override; upstream's message prints the whole recipe."""
-    at: Any = recipe
+    """Explain the error of an override; NeMo-Run's message prints the whole recipe."""
+    config: Any = recipe
     *parents, last = path.split(".")
     for i, name in enumerate(parents):
-        at = getattr(at, name, None)
-        if not isinstance(at, run.Config | run.Partial):
-            return f"there is nothing to set below {'.'.join(parents[: i + 1])!r} of this recipe, which is {at!r}"
-    known = settable(at)
-    if last not in known:
-        near = difflib.get_close_matches(last, known, n=1)
+        config = getattr(config, name, None)
+        if not isinstance(config, run.Config | run.Partial):
+            return f"there is nothing to set below {'.'.join(parents[: i + 1])!r} of this recipe, which is {config!r}"
+    arguments = settable(config)
+    if last not in arguments:
+        near = difflib.get_close_matches(last, arguments, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"there is no such argument{hint} (there are: {', '.join(known)})"
+        return f"there is no such argument{hint} (there are: {', '.join(arguments)})"
     value, choices = arg.partition("=")[2], re.search(r"Expected one of \((.*?)\)", str(error))
     if choices:
         return f"{value!r} is not one of {choices[1]}"
@@ -96,7 +99,7 @@ def _explain(recipe: run.Partial, path: str, arg: str, error: Exception) -> str:
 
 
 def settable(config: run.Config | run.Partial) -> list[str]:
-    """Arguments of what a config calls, but for those that a run gives it itself."""
+    """Return the arguments that a config can set; a run passes the other ones itself."""
     parameters = inspect.signature(config.__fn_or_cls__).parameters.values()
     return [
         p.name

@@ -27,24 +27,24 @@ def pack_preferences(
 ) -> Path:
     """Tokenize and pack rows ahead of time; train on the result with data.train=OUTPUT.
 
-    A run can also pack as it goes (data.batching=packed), without this command.
+    A run can also pack during training (data.batching=packed), without this command.
 
     Args:
-        train: a file of rows, a folder of them, or a list.
-        tokenizer: folder or name of a Hugging Face tokenizer, or a NeMo checkpoint or run that carries one.
+        train: file of rows, folder of such files, or list of both.
+        tokenizer: folder or name of a Hugging Face tokenizer, or a NeMo checkpoint or run with a tokenizer.
         output: folder to write; must not exist.
         seq_length: most tokens of prompt and response together; the run's data.seq_length.
-        packed_sequence_size: tokens of a pack; None: as many as the longest example could have.
+        packed_sequence_size: tokens per pack; None: the most tokens that an example can have.
         algorithm: first_fit_shuffle, first_fit_decreasing, best_fit_decreasing (`aligner.data.packing`).
-        seed: of the order of first_fit_shuffle.
+        seed: random seed of first_fit_shuffle.
         kind: pairs, unpaired (for kto) or demonstrations (for supervised fine-tuning).
         apply_chat_template: the run's data.apply_chat_template.
         overlong: the run's data.overlong.
-        global_batch_size: pairs of an optimizer step, to be told how many packs that is.
+        global_batch_size: pairs per optimizer step, to print the equivalent number of packs.
 
     Raises:
-        RowError: a row is not as it must be.
-        ConfigError: an argument is not, or an example alone is longer than a pack.
+        RowError: a row is invalid.
+        ConfigError: an argument is invalid, or an example is longer than a pack.
     """
     folder = Path(output).expanduser()
     if folder.exists():

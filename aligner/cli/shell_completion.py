@@ -1,7 +1,7 @@
-"""`nemo llm completion`: what Tab offers after `nemo llm`.
+"""`nemo llm completion`: Tab completion of `nemo llm`.
 
 NeMo-Run's own completion starts `nemo` at every Tab and never loads NeMo, so it ends at `nemo llm`; loading NeMo would
-make each Tab wait for fifteen seconds. Here the words are written into a shell script once.
+take fifteen seconds per Tab. This command writes the words into a shell script once.
 """
 
 import inspect
@@ -23,21 +23,21 @@ from aligner.common.files import atomic_write
 
 SCRIPT = Path(__file__).with_name("completion.bash")
 EXAMPLE = "tiny_"
-"""Of a command that takes recipes: those whose fields are offered; every model has the same."""
+"""Prefix of the recipes whose fields are completed; every model has the same fields."""
 PLACE = Path("bash-completion", "completions", "nemo")
 
 
 def completion(output: Optional[str] = None) -> None:
-    """Have Tab complete `nemo llm`: commands, recipes, the fields of a recipe, what a field may be called.
+    """Write a script for Tab completion of `nemo llm`: commands, recipes, fields of a recipe, values of a field.
 
-    Writes a script for bash, which zsh reads too (`autoload -U bashcompinit; bashcompinit` before it). It holds the
-    words of the version that wrote it; write it again after an upgrade.
+    The script is for bash; zsh reads it after `autoload -U bashcompinit; bashcompinit`. It contains the words of this
+    version; run the command again after an upgrade.
 
     Args:
-        output: the script; ~/.local/share/bash-completion/completions/nemo, where bash-completion looks, if not given
+        output: path of the script; default ~/.local/share/bash-completion/completions/nemo, where bash-completion looks
 
     Raises:
-        ConfigError: it cannot be written there.
+        ConfigError: the file cannot be written.
     """
     text = script()
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
@@ -51,11 +51,11 @@ def completion(output: Optional[str] = None) -> None:
 
 
 def script() -> str:
-    """The script with the words of all commands in it."""
+    """Return the script with the words of all commands."""
     from nemo_run.cli.api import list_entrypoints
 
-    found: Any = list_entrypoints()["llm"]
-    commands = {entry.name: entry for entry in found.values() if not isinstance(entry, dict)}
+    entrypoints: Any = list_entrypoints()["llm"]
+    commands = {entry.name: entry for entry in entrypoints.values() if not isinstance(entry, dict)}
     options = sorted({option for entry in commands.values() for option in _options(entry)})
     cases = [_case(name, commands) for name in sorted(commands)]
     source = SCRIPT.read_text()
@@ -69,11 +69,11 @@ def script() -> str:
 
 def _case(name: str, commands: dict[str, Any]) -> str:
     context = commands[name].run_ctx_cls
-    takes = [commands[other].fn for other in (name, *getattr(context, "recipes_of", ()))]
+    functions = [commands[other].fn for other in (name, *getattr(context, "recipes_of", ()))]
     words = [f"{own}=" for own in getattr(context, "own", ())] or list(_arguments(commands[name]))
-    for fn in takes:
-        words += _parts(fn)
-    factories = " ".join(known for fn in takes for known in names(fn))
+    for fn in functions:
+        words += _recipe_words(fn)
+    factories = " ".join(factory for fn in functions for factory in names(fn))
     return f"    {name}) factories='{factories}' words='{' '.join(sorted(set(words)))}' ;;"
 
 
@@ -88,45 +88,45 @@ def _options(entry: Any) -> list[str]:
 def _arguments(entry: Any) -> Iterator[str]:
     for name, parameter in inspect.signature(entry.fn).parameters.items():
         yield f"{name}="
-        yield from _named(name, parameter.annotation)
+        yield from _factories(name, parameter.annotation)
     if entry.enable_executor:
-        yield from _named("run.executor", run.Executor)
+        yield from _factories("run.executor", run.Executor)
 
 
-def _named(path: str, kind: Any) -> Iterator[str]:
-    """What of a type is registered by name, and the fields of these."""
+def _factories(path: str, kind: Any) -> Iterator[str]:
+    """Yield the factories that are registered for a type, and their fields."""
     if not isinstance(kind, type):
         return
     for name in names(kind):
         yield f"{path}={name}"
         factory = run.cli.resolve_factory(kind, name)
-        # Some of NeMo's own need arguments.
+        # Some of NeMo's own factories need arguments.
         if factory.__module__.startswith("aligner"):
             yield from _fields(factory(), f"{path}.")
 
 
-def _parts(fn: Any) -> Iterator[str]:
-    """What a recipe of this function is made of, and what its parts may be called."""
+def _recipe_words(fn: Any) -> Iterator[str]:
+    """Yield the fields of a function's recipes, and the names of its parts."""
     recipes: list[Any] = [run.cli.resolve_factory(fn, name)() for name in names(fn) if name.startswith(EXAMPLE)]
-    before = ""
+    prefix = ""
     for recipe in recipes:
         yield from _fields(recipe, "")
-        # What is set of a stage is set in every round.
-        for first in recipe.__arguments__.get("iterations", ())[:1]:
-            before = "align."
+        # A field of a stage is set in every iteration.
+        for iteration in recipe.__arguments__.get("iterations", ())[:1]:
+            prefix = "align."
             for stage in STAGES:
-                part = getattr(first, stage, None)
+                part = getattr(iteration, stage, None)
                 yield from _fields(part.judge if part and stage == "judge" else part, f"{stage}.")
     for part, kinds in PARTS.items() if recipes else ():
-        for kind, made in kinds().items():
-            yield f"{before}{part}={kind}"
-            yield from _fields(made, f"{before}{part}.")
+        for kind, config in kinds().items():
+            yield f"{prefix}{part}={kind}"
+            yield from _fields(config, f"{prefix}{part}.")
 
 
-def _fields(config: Any, before: str) -> Iterator[str]:
-    """Every argument below a config, set or not, as `path=`."""
+def _fields(config: Any, prefix: str) -> Iterator[str]:
+    """Yield every argument below a config, set or not, as `path=`."""
     if not isinstance(config, run.Config | run.Partial):
         return
     for name in settable(config):
-        yield f"{before}{name}="
-        yield from _fields(config.__arguments__.get(name), f"{before}{name}.")
+        yield f"{prefix}{name}="
+        yield from _fields(config.__arguments__.get(name), f"{prefix}{name}.")

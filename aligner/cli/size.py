@@ -10,7 +10,7 @@ from aligner.cli.yaml_recipe import load_yaml
 from aligner.estimate.memory import GPUS
 from aligner.estimate.report_text import format_estimate
 
-HELP = f"""Memory of a GPU, time of a step and GPU-hours of a recipe, by arithmetic; nothing is run.
+HELP = f"""Estimate GPU memory, step time and GPU-hours of a recipe by arithmetic; nothing is run.
 
 nemo llm size --factory llama3_70b_dpo trainer.num_nodes=4
 
@@ -18,21 +18,21 @@ nemo llm size --factory llama3_8b_dpo gpu=h200 mfu=0.35 tokens=900 data.train=tr
 
 gpu= [h100]  one of {", ".join(GPUS)}
 
-mfu= [0.4]  share of its peak that a GPU reaches while it does not wait for a pipeline
+mfu= [0.4]  model FLOPs utilization: share of a GPU's peak, pipeline bubbles excluded
 
-tokens=  of a sequence (prompt and response) on average; else those of data.train, at four characters a token, or if
-that is no file data.seq_length
+tokens=  average tokens of a sequence (prompt and response); default: from data.train at four characters per token, or
+data.seq_length if data.train is not a file
 
-everything else is as in nemo llm align, or nemo llm self-reward, whose first round is looked at
+everything else is as in nemo llm align, or in nemo llm self-reward, of which the first iteration is estimated
 """
 
 
 def size() -> None:
-    """What a recipe takes."""
+    """Estimate memory, step time and GPU-hours of a recipe."""
 
 
 class SizeContext(RecipeContext):
-    """Reads `gpu=`, `mfu=` and `tokens=` for itself and the rest as the command that would run the recipe."""
+    """Context that parses `gpu=`, `mfu=` and `tokens=`, and the rest as the command that would run the recipe."""
 
     own = ("gpu", "mfu", "tokens")
     recipes_of = ("align", "self-reward")
@@ -44,9 +44,9 @@ class SizeContext(RecipeContext):
         from aligner.judge.self_rewarding import self_reward
 
         own, rest = self.split(task_args)
-        of_rounds = (self.factory or "").partition("(")[0] in factories.names(self_reward)
+        is_pipeline = (self.factory or "").partition("(")[0] in factories.names(self_reward)
         if self.yaml:
-            of_rounds = load_yaml(Path(self.yaml)).__fn_or_cls__ is self_reward
-        reader, command = (PipelineContext, self_reward) if of_rounds else (RecipeContext, align)
-        recipe = reader(name=self.name, factory=self.factory, yaml=self.yaml).parse_fn(command, rest)
+            is_pipeline = load_yaml(Path(self.yaml)).__fn_or_cls__ is self_reward
+        context, command = (PipelineContext, self_reward) if is_pipeline else (RecipeContext, align)
+        recipe = context(name=self.name, factory=self.factory, yaml=self.yaml).parse_fn(command, rest)
         print(format_estimate(recipe, **own))

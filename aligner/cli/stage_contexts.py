@@ -1,4 +1,4 @@
-"""How `nemo llm self-reward` and the commands of its stages read their command lines."""
+"""Command lines of `nemo llm self-reward` and of the commands of its stages."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ STAGES = tuple(part.name for part in fields(Iteration))
 
 
 class StageContext(RecipeContext):
-    """Of one stage, `generate-responses` for example: no recipe is named, its arguments are all there is."""
+    """Context of one stage, `generate-responses` for example; a stage has arguments and needs no recipe."""
 
     def parse_fn(self, fn: Any, args: list[str], **default_kwargs: Any) -> run.Partial:
-        """The stage that the command line describes.
+        """Return the stage that the command line describes.
 
         Raises:
-            ConfigError: an argument is not one, or is missing.
+            ConfigError: an argument is invalid or missing.
         """
         if self.yaml or self.factory:
             return super().parse_fn(fn, args, **default_kwargs)
         stage = override(run.Partial(fn), args)
-        needed = [p.name for p in inspect.signature(fn).parameters.values() if p.default is inspect.Parameter.empty]
-        missing = [name for name in needed if name not in stage.__arguments__]
+        required = [p.name for p in inspect.signature(fn).parameters.values() if p.default is inspect.Parameter.empty]
+        missing = [name for name in required if name not in stage.__arguments__]
         if missing:
             raise ConfigError(f"{', '.join(missing)}: missing; nemo llm {self.name} --help says what is expected")
         return stage
 
 
 class PipelineContext(RecipeContext):
-    """`align.loss.beta=0.2 generate.num_generations=8` sets that in all rounds; `start.` is of the run before them."""
+    """Context in which `align.loss.beta=0.2` applies to every iteration; `start.` to the run before them."""
 
     def parse_fn(self, fn: Any, args: list[str], **default_kwargs: Any) -> run.Partial:
-        """The recipe that the command line describes.
+        """Return the recipe that the command line describes.
 
         Raises:
-            ConfigError: an argument is not one.
+            ConfigError: an argument is invalid.
         """
         of_stages = [arg for arg in args if arg.partition("=")[0].partition(".")[0] in (*STAGES, "start")]
         recipe: Any = super().parse_fn(fn, [arg for arg in args if arg not in of_stages], **default_kwargs)
-        # First what a part is, then what is set in it, whichever is written first.
+        # Parts are set before their fields, in whatever order the user typed them.
         for arg in sorted(of_stages, key=lambda arg: arg.partition("=")[0].count(".")):
             name, dot, rest = arg.partition(".")
             holders = [recipe] if name == "start" else recipe.iterations
@@ -54,7 +54,7 @@ class PipelineContext(RecipeContext):
                 raise ConfigError(f"{arg.partition('=')[0]}: this recipe has nothing of that to set")
             for holder in holders:
                 part = getattr(holder, name)
-                # A judge's settings are what one means, not those of the stage around it; and it is one judge.
+                # `judge.` sets the judge, not the stage around it, and the judge is the same in all stages.
                 if name == "judge":
                     for stage in filter(None, (part, holder.meta_judge, holder.evaluate)):
                         stage.judge = override(stage.judge, [rest])

@@ -1,4 +1,4 @@
-"""`nemo llm verify-resume`: whether a run that was killed ends where one that was not does, to the last bit."""
+"""`nemo llm verify-resume`: bitwise comparison of a killed and resumed run with an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ import nemo_run as run
 from aligner.cli.context import RecipeContext
 from aligner.common.errors import ConfigError
 
-HELP = """Run a recipe straight, and again with a kill -9 in its middle, and compare them bit by bit.
+HELP = """Run a recipe without interruption, and again with a kill -9 in the middle, and compare both bit by bit.
 
-Compared are weights, optimizer, schedule, and of every step the rows, the loss, the gradient norm and the random states
-of every rank. Prints "identical" or the first difference, which makes the exit code 1.
+Compared are weights, optimizer and schedule, and for every step and rank the rows, loss, gradient norm, learning rate
+and random states. Prints "identical", or the first difference with exit code 1.
 
 nemo llm verify-resume --factory tiny_dpo steps=8
 
-steps=8 is how many optimizer steps are made; everything else is as in `nemo llm align`. As many ranks as
-trainer.devices are started on this machine.
+steps=8 is the number of optimizer steps; everything else is as in `nemo llm align`. As many ranks as trainer.devices
+are started on this machine.
 """
 
 
 def verify_resume() -> None:
-    """Compare a run with one that was killed and went on."""
+    """Compare a run with one that was killed and resumed."""
 
 
 class VerifyContext(RecipeContext):
-    """Reads `steps=` for itself and the rest as `nemo llm align` does."""
+    """Context that parses `steps=`, and the rest as `nemo llm align` does."""
 
     own = ("steps",)
     recipes_of = ("align",)
@@ -57,17 +57,17 @@ class VerifyContext(RecipeContext):
 
 
 def verify(recipe: run.Partial, *, steps: int) -> str | None:
-    """Do both runs in a folder of their own beside the recipe's.
+    """Run both in a new folder beside the recipe's run, and compare them.
 
     Args:
-        recipe: of any run; how long it goes and when it saves are set here.
-        steps: how many optimizer steps; saved and killed in the middle.
+        recipe: recipe of any run; its number of steps and its checkpoint schedule are replaced.
+        steps: number of optimizer steps; one run saves and is killed in the middle.
 
     Returns:
         The first difference, or None.
 
     Raises:
-        ConfigError: there are too few steps to kill anything between; or a run ended otherwise than it should.
+        ConfigError: there are too few steps, or a run did not end as expected.
     """
     from aligner.callbacks import step_trace
     from aligner.checkpoint import checkpoint_diff, folders
@@ -80,20 +80,20 @@ def verify(recipe: run.Partial, *, steps: int) -> str | None:
     middle, ranks = steps // 2, int(recipe.trainer.num_nodes or 1) * int(recipe.trainer.devices)
 
     def job(name: str, kill_after: int | None = None) -> Any:
-        made = copy.deepcopy(recipe)
-        made.log.log_dir, made.log.name = str(home), name
-        made.log.ckpt.every_n_train_steps, made.log.ckpt.every_n_minutes = middle, None
-        made.log.ckpt.monitor = None
-        made.trainer.max_steps, made.trainer.max_epochs = steps, -1
-        recorder = run.Config(step_trace.StepTrace, path=str(home / f"{name}.steps"), kill_after=kill_after)
-        made.trainer.callbacks = [*(getattr(made.trainer, "callbacks", None) or []), recorder]
-        return made
+        copied: Any = copy.deepcopy(recipe)
+        copied.log.log_dir, copied.log.name = str(home), name
+        copied.log.ckpt.every_n_train_steps, copied.log.ckpt.every_n_minutes = middle, None
+        copied.log.ckpt.monitor = None
+        copied.trainer.max_steps, copied.trainer.max_epochs = steps, -1
+        trace = run.Config(step_trace.StepTrace, path=str(home / f"{name}.steps"), kill_after=kill_after)
+        copied.trainer.callbacks = [*(getattr(copied.trainer, "callbacks", None) or []), trace]
+        return copied
 
     home.mkdir(parents=True)
     print(f"straight: {steps} steps", flush=True)
-    _do(job("straight"), ranks, home, killed=False)
+    _run_job(job("straight"), ranks, home, killed=False)
     print(f"killed: kill -9 after {middle + 1} steps, {middle} of them saved", flush=True)
-    _do(job("resumed", kill_after=middle + 1), ranks, home, killed=True)
+    _run_job(job("resumed", kill_after=middle + 1), ranks, home, killed=True)
     saved = folders.latest_checkpoint(home / "resumed")
     if saved is None or folders.step_of(saved) != middle:
         raise ConfigError(
@@ -101,29 +101,29 @@ def verify(recipe: run.Partial, *, steps: int) -> str | None:
             f"step {middle} was to be gone on from; save without writing beside the training, and let it resume"
         )
     print(f"resumed: to {steps} steps", flush=True)
-    _do(job("resumed"), ranks, home, killed=False)
-    notes = [
+    _run_job(job("resumed"), ranks, home, killed=False)
+    traces = [
         tuple(step_trace.read(home / f"{name}.steps", rank) for name in ("straight", "resumed"))
         for rank in range(ranks)
     ]
     for step in range(steps):
-        for rank, (one, other) in enumerate(notes):
-            for what in one[step]:
-                if one[step][what] != other[step][what]:
-                    return f"step {step}, rank {rank}: {what}: {one[step][what]} and {other[step][what]}"
-    found = [folders.latest_checkpoint(home / name) for name in ("straight", "resumed")]
-    assert found[0] is not None and found[1] is not None
-    return checkpoint_diff.first_difference(*(checkpoint_diff.read(path) for path in found if path))
+        for rank, (straight, resumed) in enumerate(traces):
+            for field in straight[step]:
+                if straight[step][field] != resumed[step][field]:
+                    return f"step {step}, rank {rank}: {field}: {straight[step][field]} and {resumed[step][field]}"
+    latest = [folders.latest_checkpoint(home / name) for name in ("straight", "resumed")]
+    assert latest[0] is not None and latest[1] is not None
+    return checkpoint_diff.first_difference(*(checkpoint_diff.read(path) for path in latest if path))
 
 
-def _do(job: Any, ranks: int, home: Path, *, killed: bool) -> None:
-    """One job in processes of its own, with its output in a file."""
+def _run_job(job: Any, ranks: int, home: Path, *, killed: bool) -> None:
+    """Run one job in its own processes, with its output in a file."""
     from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
     file, log = home / "job", home / "output.txt"
     file.write_text(ZlibJSONSerializer().serialize(job))
-    started = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *started, "-m", "aligner.cli.verify_resume", str(file)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *launcher, "-m", "aligner.cli.verify_resume", str(file)]
     with log.open("ab") as output:
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"COLUMNS": "200"})
     if killed == (done.returncode != 0) and (ranks > 1 or not killed or done.returncode == -signal.SIGKILL):
@@ -133,9 +133,9 @@ def _do(job: Any, ranks: int, home: Path, *, killed: bool) -> None:
 
 
 def main() -> None:
-    """One job, whose recipe stands in the file that the command line names."""
+    """Run one job; the command line names the file of its recipe."""
     import fiddle as fdl
-    import nemo.lightning.io  # noqa: F401 - teaches fiddle torch's types
+    import nemo.lightning.io  # noqa: F401 - registers torch's types with fiddle
     from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
     fdl.build(ZlibJSONSerializer().deserialize(Path(sys.argv[1]).read_text()))()

@@ -1,4 +1,4 @@
-"""Recipes read from the YAML that `--to-yaml` writes."""
+"""Recipes from the YAML that `--to-yaml` writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aligner.common.errors import ConfigError
 
 
 def load_yaml(path: Path) -> run.Partial:
-    """Read what `--to-yaml` wrote.
+    """Load a recipe from the file that `--to-yaml` wrote.
 
     Raises:
         ConfigError: the file is missing or does not describe a call.
@@ -21,14 +21,14 @@ def load_yaml(path: Path) -> run.Partial:
     if not path.is_file():
         raise ConfigError(f"--yaml: {path} does not exist")
     try:
-        found = yaml.safe_load(path.read_text())
+        document = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ConfigError(f"--yaml: {path} is not YAML ({error})") from None
-    if not isinstance(found, dict) or "_target_" not in found:
+    if not isinstance(document, dict) or "_target_" not in document:
         raise ConfigError(f"--yaml: {path} has no _target_; expected what `nemo llm align --to-yaml` writes")
-    built = _build(found, str(path))
-    assert isinstance(built, run.Partial)
-    return built
+    recipe = _build(document, str(path))
+    assert isinstance(recipe, run.Partial)
+    return recipe
 
 
 def _build(value: Any, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""HTML pages about runs, read from their folders; nothing here imports NeMo at its top.
+"""HTML pages about runs, read from their folders; no module imports NeMo at its top.
 
-Read `run_page` first. `run_data` reads a run and says what to look at, `samples` adds answers before and after training.
+Read `run_page` first. `run_data` reads and diagnoses a run, `samples` adds responses before and after training.
 """

@@ -1,4 +1,4 @@
-"""What a run's folder says of the run: metrics, recipe, jobs, what was noticed on the way, sample answers."""
+"""Data of a run, read from its folder: metrics, recipe, jobs, notes, sample responses."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from aligner.common.run_folder import read_metrics
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """A run as its folder tells it."""
+    """Files of a run's folder."""
 
     folder: Path
     metrics: list[dict[str, float]]
     recipe: dict[str, Any]
-    """As `config.yaml` has it; empty if nobody knew it."""
+    """Content of `config.yaml`; empty if the run was built without a recipe."""
     jobs: list[dict[str, Any]]
-    """The processes that worked on it, the first one first."""
+    """`job.json` of each job, the first job first."""
     notes: list[dict[str, Any]]
     samples: list[dict[str, str]]
 
@@ -33,20 +33,20 @@ class RunData:
         return self.folder.name
 
     def curve(self, metric: str) -> tuple[list[float], list[float]]:
-        """Steps and values of a metric, `train/loss` for example."""
+        """Return steps and values of a metric, `train/loss` for example."""
         rows = [(row["step"], row[metric]) for row in self.metrics if metric in row]
         return [step for step, _ in rows], [value for _, value in rows]
 
     def settings(self) -> dict[str, str]:
-        """The recipe flat: `loss.beta` -> `0.1`."""
+        """Return the flattened recipe: `loss.beta` -> `0.1`."""
         return dict(_flat(self.recipe))
 
 
 def read(folder: str | Path) -> RunData:
-    """The facts of a run.
+    """Read a run's folder.
 
     Raises:
-        CheckpointError: the folder is none of a run.
+        CheckpointError: the folder is not a run's.
     """
     run = Path(folder).expanduser()
     metrics = read_metrics(run / run_folder.METRICS)
@@ -68,27 +68,30 @@ def read(folder: str | Path) -> RunData:
 def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict):
         inner = [(f"{path}.{key}" if path else str(key), part) for key, part in value.items() if key != "_partial_"]
-        return [pair for where, part in inner for pair in _flat(part, where)]
+        return [pair for inner_path, part in inner for pair in _flat(part, inner_path)]
     return [(path, str(value))]
 
 
 def diagnose(run: RunData) -> list[str]:
-    """What a reader of the curves should not overlook, and what was noticed while the run went on."""
-    return [*(f"step {n['step']}: {n['text']}" for n in run.notes), *_ends(run), *_overfits(run), *_drifts(run)]
+    """List the notes of the run, failed jobs, overfitting and suspicious curves."""
+    notes = (f"step {n['step']}: {n['text']}" for n in run.notes)
+    return [*notes, *_failed_jobs(run), *_overfitting(run), *_suspicious_curves(run)]
 
 
-def _ends(run: RunData) -> list[str]:
-    said = []
+def _failed_jobs(run: RunData) -> list[str]:
+    findings = []
     for number, job in enumerate(run.jobs, start=1):
         ended = job.get("ended")
         if ended is None and number < len(run.jobs):
-            said.append(f"job {number} of {len(run.jobs)} left no word of its end: it was killed, or its machine was")
+            findings.append(
+                f"job {number} of {len(run.jobs)} left no word of its end: it was killed, or its machine was"
+            )
         elif ended and ended["status"] == "failed":
-            said.append(f"job {number} of {len(run.jobs)} failed: {ended['error']}")
-    return said
+            findings.append(f"job {number} of {len(run.jobs)} failed: {ended['error']}")
+    return findings
 
 
-def _overfits(run: RunData) -> list[str]:
+def _overfitting(run: RunData) -> list[str]:
     steps, losses = run.curve("val/loss")
     if len(losses) < 3:
         return []
@@ -102,18 +105,18 @@ def _overfits(run: RunData) -> list[str]:
     ]
 
 
-def _drifts(run: RunData) -> list[str]:
-    said = []
+def _suspicious_curves(run: RunData) -> list[str]:
+    findings = []
     split = "val" if run.curve("val/acc")[1] else "train"
     chosen, accuracy = run.curve(f"{split}/rewards_chosen_mean")[1], run.curve(f"{split}/acc")[1]
     logps, lengths = run.curve(f"{split}/logps_chosen_mean")[1], run.curve(f"{split}/chosen_lengths")[1]
     if len(chosen) >= 3 and chosen[-1] < 0 and logps[-1] < logps[0] - 0.5 * statistics.fmean(lengths):
-        said.append(
+        findings.append(
             f"log p of the chosen responses fell from {logps[0]:.4g} to {logps[-1]:.4g} nats: the margin grew by "
             "pushing both down; sft_loss_weight holds the chosen ones up"
         )
     if len(accuracy) >= 3 and accuracy[-1] <= 0.52:
-        said.append(
+        findings.append(
             f"accuracy ended at {accuracy[-1]:.2f}: chance; more steps, a higher rate, or rows that can be told"
         )
-    return said
+    return findings

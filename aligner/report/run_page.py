@@ -1,4 +1,4 @@
-"""Runs as one page that needs nothing beside it: curves, what to look at, answers, recipes side by side, origins."""
+"""Self-contained HTML page of one or more runs: curves, findings, sample responses, recipes, provenance."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from aligner.report.run_data import RunData, diagnose
 
 COLORS = ("#2f6f9f", "#c8553d", "#588157", "#8d6a9f", "#b58900", "#4a4e69")
 POINTS = 400
-"""Of a curve; longer ones are averaged."""
-WIDE = 3
+"""Most points of a curve; longer curves are averaged."""
+CHARTS_PER_ROW = 3
 CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("loss", (("loss", "-"),)),
     ("accuracy", (("acc", "-"),)),
@@ -30,21 +30,20 @@ CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 """Title, and metrics with their line styles."""
 SUMMARY = ("loss", "acc", "rewards_margin_mean", "rewards_chosen_mean", "rewards_rejected_mean", "logps_chosen_mean")
 
-
 PAGE, TEMPLATE = "report.html", Path(__file__).with_name("run_page.html")
 MIN_STEPS = 10
-"""Steps below which a run that ends has no curve worth a page."""
+"""A run with fewer logged steps gets no page when it ends."""
 
 
 def write_report(folders: list[str], output: str | None = None) -> Path:
-    """Write the page of some runs.
+    """Write the page of one or more runs.
 
     Args:
-        folders: of the runs.
-        output: the page; None: in the run's folder, or of several here.
+        folders: folders of the runs.
+        output: path of the page; None: in the run's folder, or for several runs in the current folder.
 
     Raises:
-        CheckpointError: a folder is none of a run.
+        CheckpointError: a folder is not a run's.
     """
     runs = [run_data.read(folder) for folder in folders]
     path = Path(output).expanduser() if output else (runs[0].folder if len(runs) == 1 else Path()) / PAGE
@@ -55,7 +54,7 @@ def write_report(folders: list[str], output: str | None = None) -> Path:
 
 
 def write_final_report(folder: Path) -> Path | None:
-    """Draw a run that ends, whatever its end; nothing that fails in it may cost the run."""
+    """Write the page of a run that ends, also one that failed; an error of the page must not fail the run."""
     try:
         if len(run_data.read(folder).metrics) < MIN_STEPS:
             return None
@@ -68,13 +67,13 @@ def write_final_report(folder: Path) -> Path | None:
 
 
 def page(runs: Sequence[RunData]) -> str:
-    """The page."""
+    """Render the page."""
     names = _names(runs)
     return html_pages.render(
         TEMPLATE,
         title=", ".join(names),
         runs=[
-            {"name": name, "color": color, "run": run, "findings": diagnose(run), "ends": _ends(run)}
+            {"name": name, "color": color, "run": run, "findings": diagnose(run), "ends": _first_and_last(run)}
             for name, color, run in zip(names, _colors(runs), runs, strict=True)
         ],
         names=names,
@@ -84,7 +83,7 @@ def page(runs: Sequence[RunData]) -> str:
 
 
 def _names(runs: Sequence[RunData]) -> list[str]:
-    """As short as tells them apart."""
+    """Return the folder names of the runs, or their paths if names repeat."""
     short = [run.name for run in runs]
     return short if len(set(short)) == len(short) else [str(run.folder) for run in runs]
 
@@ -93,19 +92,19 @@ def _colors(runs: Sequence[RunData]) -> list[str]:
     return [COLORS[i % len(COLORS)] for i in range(len(runs))]
 
 
-def _ends(run: RunData) -> list[tuple[str, str, str]]:
-    """First and last value of what one asks for first; of held-out rows where there are any."""
+def _first_and_last(run: RunData) -> list[tuple[str, str, str]]:
+    """Return first and last values of the `SUMMARY` metrics, on held-out rows if there are any."""
     split = "val" if run.curve("val/loss")[1] else "train"
-    found = [(f"{split}/{name}", run.curve(f"{split}/{name}")[1]) for name in SUMMARY]
-    return [(name, f"{values[0]:.4g}", f"{values[-1]:.4g}") for name, values in found if values]
+    curves = [(f"{split}/{name}", run.curve(f"{split}/{name}")[1]) for name in SUMMARY]
+    return [(name, f"{values[0]:.4g}", f"{values[-1]:.4g}") for name, values in curves if values]
 
 
 def _settings(runs: Sequence[RunData]) -> list[tuple[str, list[str], bool]]:
-    """Path, value in each run, whether they differ; those that do come first."""
-    each = [run.settings() for run in runs]
+    """Return path, value in each run, and whether the values differ; differing settings come first."""
+    settings_by_run = [run.settings() for run in runs]
     rows = []
-    for path in sorted({path for settings in each for path in settings}):
-        values = [settings.get(path, "") for settings in each]
+    for path in sorted({path for settings in settings_by_run for path in settings}):
+        values = [settings.get(path, "") for settings in settings_by_run]
         rows.append((path, values, len(set(values)) > 1))
     return sorted(rows, key=lambda row: not row[2])
 
@@ -114,18 +113,19 @@ def _settings(runs: Sequence[RunData]) -> list[tuple[str, list[str], bool]]:
 
 
 def _charts(runs: Sequence[RunData]) -> Any:
-    """All curves that there are, as SVG; held-out rows thick and dotted where the training's are thin."""
+    """Draw all measured curves as SVG: training thin, held-out rows thick with dots."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    shown = [chart for chart in CHARTS if any(_measured(run, metric) for run in runs for metric, _ in chart[1])]
-    high = -(-len(shown) // WIDE)
-    # Letters stay letters: the page is searchable, and small.
+    charts = [chart for chart in CHARTS if any(_is_measured(run, metric) for run in runs for metric, _ in chart[1])]
+    num_rows = -(-len(charts) // CHARTS_PER_ROW)
+    # Text stays text in the SVG: the page is searchable and small.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "nemo-align", "font.size": 9}):
-        figure = Figure(figsize=(4.1 * WIDE, 2.7 * high))
-        figure.subplots_adjust(left=0.05, right=0.99, bottom=0.18 / high, top=1 - 0.12 / high, hspace=0.42, wspace=0.2)
-        for i, (title, metrics) in enumerate(shown, start=1):
-            axes: Any = figure.add_subplot(high, WIDE, i)
+        figure = Figure(figsize=(4.1 * CHARTS_PER_ROW, 2.7 * num_rows))
+        bottom, top = 0.18 / num_rows, 1 - 0.12 / num_rows
+        figure.subplots_adjust(left=0.05, right=0.99, bottom=bottom, top=top, hspace=0.42, wspace=0.2)
+        for i, (title, metrics) in enumerate(charts, start=1):
+            axes: Any = figure.add_subplot(num_rows, CHARTS_PER_ROW, i)
             axes.set_title(title, loc="left")
             axes.spines[["top", "right"]].set_visible(False)
             for run, color in zip(runs, _colors(runs), strict=True):
@@ -135,18 +135,18 @@ def _charts(runs: Sequence[RunData]) -> Any:
         return html_pages.svg(figure)
 
 
-def _measured(run: RunData, metric: str) -> bool:
+def _is_measured(run: RunData, metric: str) -> bool:
     return any(f"{split}/{metric}" in row for split in ("train", "val") for row in run.metrics)
 
 
 def _draw(axes: Any, run: RunData, metrics: Sequence[tuple[str, str]], color: str) -> None:
-    for split, look in (("train", {"linewidth": 0.9, "alpha": 0.75}), ("val", {"linewidth": 1.6, "marker": "o"})):
+    for split, line in (("train", {"linewidth": 0.9, "alpha": 0.75}), ("val", {"linewidth": 1.6, "marker": "o"})):
         if metrics[0][0] == "tokens_per_second" and split == "val":
             continue
         drawn = []
         for metric, style in metrics:
             steps, values = _thinned(*run.curve(f"{split}/{metric}"))
-            axes.plot(steps, values, linestyle=style, color=color, markersize=3, **look)
+            axes.plot(steps, values, linestyle=style, color=color, markersize=3, **line)
             drawn.append((steps, values))
         if len(drawn) == 2 and split == "val" and metrics[0][0].startswith("rewards"):
             (steps, chosen), (_, rejected) = drawn
@@ -154,9 +154,9 @@ def _draw(axes: Any, run: RunData, metrics: Sequence[tuple[str, str]], color: st
 
 
 def _thinned(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
-    """At most `POINTS` points: means of neighbors."""
-    each = -(-len(steps) // POINTS)
-    if each <= 1:
+    """Average neighbors to at most `POINTS` points."""
+    size = -(-len(steps) // POINTS)
+    if size <= 1:
         return steps, values
-    parts = [slice(begin, begin + each) for begin in range(0, len(steps), each)]
+    parts = [slice(begin, begin + size) for begin in range(0, len(steps), size)]
     return [steps[part][-1] for part in parts], [sum(values[part]) / len(values[part]) for part in parts]

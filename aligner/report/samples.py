@@ -1,4 +1,4 @@
-"""Answers before and after a run: prompts are answered by the model it started from and by the one it made."""
+"""Sample responses before and after training: of the initial model and of the run's latest checkpoint."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from aligner.report import run_data
 
 
 def write_samples(folder: Path, prompts: str, *, max_tokens: int) -> None:
-    """Answer prompts by the model that a run started from and by the one that it made.
+    """Generate responses to prompts by a run's initial model and its latest checkpoint.
 
     Raises:
-        CheckpointError: either is not there.
-        RowError: a prompt is not as it must be.
+        CheckpointError: either checkpoint is missing.
+        RowError: a prompt is invalid.
     """
     from aligner.generate.generation import generate_responses
     from aligner.generate.megatron_engine import MegatronEngine
@@ -54,16 +54,16 @@ def _plain(text: TextOrMessages) -> str:
 
 
 def _log_samples(folder: Path, recipe: dict[str, Any], columns: list[str], rows: list[Any]) -> bool:
-    """A table of answers in the W&B run of a folder; False if it has none."""
+    """Log a table of responses to the folder's W&B run; return False if it has none."""
     wandb_id = folder / run_folder.PROVENANCE / run_folder.WANDB_ID
     settings = recipe.get("log", {}).get("wandb") or {}
     if not wandb_id.is_file():
         return False
     import wandb
 
-    held = {name: settings[name] for name in ("project", "entity") if settings.get(name)}
+    place = {name: settings[name] for name in ("project", "entity") if settings.get(name)}
     mode: Any = "offline" if settings.get("offline") else "online"
-    run = wandb.init(id=wandb_id.read_text().strip(), resume="allow", dir=str(folder), mode=mode, **held)
+    run = wandb.init(id=wandb_id.read_text().strip(), resume="allow", dir=str(folder), mode=mode, **place)
     run.log({"samples": wandb.Table(columns=list[Any](columns), data=rows)})
     run.finish()
     return True

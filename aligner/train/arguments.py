@@ -1,4 +1,4 @@
-"""The arguments of a run, and what follows from them without doing anything."""
+"""The arguments of a run, and values derived from them."""
 
 from __future__ import annotations
 
@@ -83,5 +83,5 @@ class RunArguments:
 
     @property
     def deterministic(self) -> Any:
-        """`trainer.deterministic` as the recipe has it; torch's own flag may be left of another run."""
+        """`trainer.deterministic` as the recipe has it; torch's own flag may be left over from another run."""
         return getattr(self.trainer.__io__, "deterministic", None)

@@ -1,4 +1,4 @@
-"""What is refused before anything is written: arguments that contradict each other or this machine."""
+"""Checks before anything is written: arguments that contradict each other or this machine."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from aligner.train.arguments import RunArguments
 
 
 def check_arguments(arguments: RunArguments) -> None:
-    """What can be told from the arguments alone.
+    """Check the arguments by themselves.
 
     Raises:
-        ConfigError: naming the one that is wrong.
+        ConfigError: an argument is invalid; the message names it.
     """
     for name in ("preference_loss_weight", "sft_loss_weight"):
         if not 0 <= getattr(arguments, name) < math.inf:
@@ -54,10 +54,10 @@ def check_arguments(arguments: RunArguments) -> None:
         )
     if arguments.optim is None:
         raise ConfigError("optim: is None; give NeMo's MegatronOptimizerModule, as every recipe does")
-    lr, least = arguments.optim.config.lr, getattr(arguments.optim.lr_scheduler, "min_lr", None)
-    if lr is not None and least is not None and least > lr:
+    lr, min_lr = arguments.optim.config.lr, getattr(arguments.optim.lr_scheduler, "min_lr", None)
+    if lr is not None and min_lr is not None and min_lr > lr:
         raise ConfigError(
-            f"optim.lr_scheduler.min_lr: {least} is above optim.config.lr={lr}; a rate that stays constant after the "
+            f"optim.lr_scheduler.min_lr: {min_lr} is above optim.config.lr={lr}; a rate that stays constant after the "
             f"warm-up has both alike: optim.config.lr={lr} optim.lr_scheduler.min_lr={lr}"
         )
 
@@ -68,7 +68,7 @@ def _check_loss(arguments: RunArguments) -> None:
     try:
         needs_reference = arguments.objective.needs_reference
     except ValueError as error:
-        # Those of the losses begin with the argument that is wrong.
+        # Messages of the losses begin with the invalid argument.
         raise ConfigError(f"loss{'.' if re.match(r'[a-z_, ]+: ', str(error)) else ': '}{error}") from None
     if needs_reference and arguments.reference is None:
         raise ConfigError(
@@ -94,7 +94,7 @@ def _check_folders(arguments: RunArguments) -> None:
             raise ConfigError(f"log.{name}: is set; a run lives in log.log_dir/log.name, so that it can be continued")
     if not arguments.logger.name:
         raise ConfigError("log.name: is empty; name the run")
-    # NeMo takes `~` as it stands.
+    # NeMo does not expand `~`.
     arguments.logger.log_dir = str(arguments.runs)
     for name in ("resume_from_path", "resume_from_directory", "resume_past_end"):
         if getattr(arguments.resume, name, None):
@@ -107,47 +107,47 @@ def _check_folders(arguments: RunArguments) -> None:
 
 
 def check_parallelism(arguments: RunArguments) -> None:
-    """How the ranks are divided, and the batches over them.
+    """Check that the parallel sizes divide the ranks, and the ranks the batches.
 
     Raises:
-        ConfigError: they cannot be, or not in this version; or a size is not positive.
+        ConfigError: a size does not divide, is not positive, or the model cannot separate concatenated sequences.
     """
     parallel = arguments.strategy.parallelism
     world = arguments.num_ranks
     context = parallel.context_parallel_size
-    cut = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * context
-    if world % cut:
+    ranks_per_replica = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * context
+    if world % ranks_per_replica:
         raise ConfigError(
             f"trainer.strategy: {world} ranks cannot be divided into groups of "
             f"tensor_model_parallel_size={parallel.tensor_model_parallel_size} times "
             f"pipeline_model_parallel_size={parallel.pipeline_model_parallel_size}"
             + (f" times context_parallel_size={context}" if context > 1 else "")
         )
-    _check_batches(arguments.data, data_parallel_size=world // cut)
+    _check_batches(arguments.data, data_parallel_size=world // ranks_per_replica)
     _check_concatenated(arguments)
 
 
 def check_world_size(arguments: RunArguments) -> None:
-    """That as many ranks were started as the run is to have.
+    """Check the number of started ranks.
 
     Raises:
-        ConfigError: there are others.
+        ConfigError: the number differs from trainer.devices x trainer.num_nodes.
     """
     world = arguments.num_ranks
     started = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1)))
     if world != started:
         raise ConfigError(
-            f"trainer.devices, trainer.num_nodes: {arguments.trainer.num_devices} x {arguments.trainer.num_nodes} = {world} "
-            f"ranks, but {started} were started; launch with an executor of as many ranks, for example "
+            f"trainer.devices, trainer.num_nodes: {arguments.trainer.num_devices} x {arguments.trainer.num_nodes} = "
+            f"{world} ranks, but {started} were started; launch with an executor of as many ranks, for example "
             f"run.executor=local run.executor.ntasks_per_node={world}"
         )
 
 
 def check_hardware(arguments: RunArguments) -> None:
-    """What this machine lacks.
+    """Check that this machine supports the run.
 
     Raises:
-        ConfigError: the run needs it.
+        ConfigError: the run needs Transformer Engine or Apex, which is not installed.
     """
     assert arguments.optim is not None
     if getattr(arguments.optim.config, "use_distributed_optimizer", False) and not fused_adam():
@@ -157,26 +157,26 @@ def check_hardware(arguments: RunArguments) -> None:
             "on a GPU, or set it to False"
         )
     data, config = arguments.data, arguments.model.config
-    asked = special_attention(config)
-    if _lies_end_to_end(data) and asked and device.no_transformer_engine():
+    special = special_attention(config)
+    if _is_concatenated(data) and special and device.no_transformer_engine():
         raise ConfigError(
-            f"data.batching: {data.batching} lays sequences end to end, but the model asks for {', '.join(asked)}, "
+            f"data.batching: {data.batching} lays sequences end to end, but the model asks for {', '.join(special)}, "
             "which without Transformer Engine only Megatron's attention for padded batches knows; use "
             "data.batching=length_grouped, or install transformer-engine on a GPU"
         )
 
 
 def _check_concatenated(arguments: RunArguments) -> None:
-    """Sequences that lie end to end need an attention that keeps them apart."""
+    """Check that the model's attention can separate concatenated sequences."""
     data, config = arguments.data, arguments.model.config
-    if _lies_end_to_end(data) and getattr(config, "attn_logit_softcapping", None):
+    if _is_concatenated(data) and getattr(config, "attn_logit_softcapping", None):
         raise ConfigError(
             f"data.batching: {data.batching} lays sequences end to end, which NeMo's attention for "
             "model.config.attn_logit_softcapping (Gemma 2) refuses; use data.batching=length_grouped"
         )
 
 
-def _lies_end_to_end(data: AlignDataModule) -> bool:
+def _is_concatenated(data: AlignDataModule) -> bool:
     return data.batching in CONCATENATED or any(map(is_packed, (data.train, data.validation)))
 
 
@@ -194,8 +194,8 @@ def _check_batches(data: AlignDataModule, *, data_parallel_size: int) -> None:
     packed = data.batching == "packed"
     if data.packed_sequence_size is not None and not packed:
         raise ConfigError(
-            f"data.packed_sequence_size: {data.packed_sequence_size}, but data.batching is {data.batching!r}, which has no packs; set "
-            "data.batching=packed, or leave data.packed_sequence_size None"
+            f"data.packed_sequence_size: {data.packed_sequence_size}, but data.batching is {data.batching!r}, which "
+            "has no packs; set data.batching=packed, or leave data.packed_sequence_size None"
         )
     per_pass = data_parallel_size * (1 if packed else data.micro_batch_size)
     if data.global_batch_size % per_pass:

@@ -18,7 +18,7 @@ class Limits:
         loss_spike_std: report a loss this many standard deviations above the mean of the last steps. 0: never.
 
     Raises:
-        ConfigError: a value is negative, or no time.
+        ConfigError: a value is negative, or `max_time_per_run` is not a positive time.
     """
 
     max_time_per_run: Optional[str] = None

@@ -1,4 +1,4 @@
-"""Where a run comes from: its recipe, code, packages and machine, in a folder for each job that worked on it."""
+"""Provenance of a run: recipe, code, packages and machine, in a folder for each job of the run."""
 
 from __future__ import annotations
 
@@ -25,31 +25,33 @@ from aligner.common.secret_names import SECRET
 from aligner.train.arguments import RunArguments
 from aligner.train.starting_point import StartingPoint
 
-TOLD = re.compile(r"^(NEMO|NEMORUN|SLURM|CUDA|NCCL|NVTE|TORCH|OMP|GLOO|PYTORCH|HF|WANDB|MASTER|RANK|WORLD|LOCAL)(_|$)")
+RECORDED = re.compile(
+    r"^(NEMO|NEMORUN|SLURM|CUDA|NCCL|NVTE|TORCH|OMP|GLOO|PYTORCH|HF|WANDB|MASTER|RANK|WORLD|LOCAL)(_|$)"
+)
 
 
 def write(arguments: RunArguments, start: StartingPoint, settings: dict[str, Any]) -> dict[str, Any]:
-    """Note this job in `provenance/job-N/` of the run, and its recipe as the run's `config.yaml`; rank 0 does.
-
-    Returns:
-        The recipe as `config.yaml` has it; without one, the settings.
+    """Record this job in `provenance/job-N/` of the run, and its recipe as the run's `config.yaml`; rank 0 calls.
 
     `config.yaml` can be run again: `nemo llm align --yaml config.yaml`.
+
+    Returns:
+        The recipe as in `config.yaml`; without a recipe, the settings.
     """
     home = arguments.folder / PROVENANCE
     number = 1 + max((int(path.name[4:]) for path in home.glob("job-*")), default=0)
     folder = home / f"job-{number}"
     folder.mkdir(parents=True)
-    recipe, text = _recipe(arguments), ""
+    recipe, text = _find_recipe(arguments), ""
     if recipe is not None:
         text = _yaml(recipe)
         (folder / RECIPE).write_text(text)
         (arguments.folder / RECIPE).write_text(text)
-    commit, difference = _code()
+    commit, difference = _git_state()
     if difference:
         (folder / "code.diff").write_text(difference)
     (folder / "packages.txt").write_text("\n".join(_packages()) + "\n")
-    said = {
+    job = {
         "began": _now(),
         "command": sys.argv,
         "folder": str(Path.cwd()),
@@ -62,56 +64,57 @@ def write(arguments: RunArguments, start: StartingPoint, settings: dict[str, Any
             "changed": bool(difference) or os.environ.get("NEMO_ALIGN_SNAPSHOT", commit) != commit,
         },
         "settings": settings,
-        "environment": {k: v for k, v in sorted(os.environ.items()) if TOLD.match(k) and not SECRET.search(k)},
+        "environment": {k: v for k, v in sorted(os.environ.items()) if RECORDED.match(k) and not SECRET.search(k)},
     }
-    (folder / "job.json").write_text(json.dumps(said, indent=2, default=str) + "\n")
+    (folder / "job.json").write_text(json.dumps(job, indent=2, default=str) + "\n")
     return settings if recipe is None else yaml.safe_load(text)
 
 
 def end(run: Path, status: str, error: BaseException | None) -> None:
-    """Note how the newest job ended: `success`, `preempted` or `failed`, then with its error; rank 0 does."""
-    told = None if error is None or status != "failed" else f"{type(error).__name__}: {error}"
-    # The disk may be what ended it; nothing here may take the place of the error.
+    """Record how the newest job ended: `success`, `preempted`, or `failed` with its error; rank 0 calls."""
+    message = None if error is None or status != "failed" else f"{type(error).__name__}: {error}"
+    # A full disk may have ended the job; no exception here may replace its error.
     with contextlib.suppress(OSError, ValueError, IndexError):
         file = job_files(run)[-1]
-        said = json.loads(file.read_text()) | {"ended": {"at": _now(), "status": status, "error": told}}
+        job = json.loads(file.read_text()) | {"ended": {"at": _now(), "status": status, "error": message}}
         with atomic_write(file) as partial:
-            partial.write_text(json.dumps(said, indent=2) + "\n")
+            partial.write_text(json.dumps(job, indent=2) + "\n")
 
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def _recipe(arguments: RunArguments) -> run.Partial | None:
-    """The recipe that this run was built from.
+def _find_recipe(arguments: RunArguments) -> run.Partial | None:
+    """Find the recipe that this run was built from.
 
-    What is called is what was built; the recipe itself is only known to who built it: NeMo-Run's runner or command
-    line, a script, a notebook. So it is looked for there.
+    `align` gets the built objects. Only its caller has the recipe: NeMo-Run's runner or command line, a script, a
+    notebook. So the local variables of the callers are searched.
     """
     frame = inspect.currentframe()
     while frame is not None:
         for value in reversed(list(frame.f_locals.values())):
             for recipe in _stages(value):
                 if all(
-                    _made(getattr(recipe, part, None), getattr(arguments, part)) for part in ("log", "trainer", "data")
+                    _matches(getattr(recipe, part, None), getattr(arguments, part))
+                    for part in ("log", "trainer", "data")
                 ):
                     return recipe
         frame = frame.f_back
     return None
 
 
-def _made(config: Any, part: Any) -> bool:
-    """Whether a part of a run may have been made from this config: what is plain in it is what the part was given."""
-    given: Any = getattr(part, "__io__", None)
-    if given is None or not isinstance(config, run.Config):
+def _matches(config: Any, part: Any) -> bool:
+    """Return whether the config has the plain arguments that the part was built with."""
+    built_from: Any = getattr(part, "__io__", None)
+    if built_from is None or not isinstance(config, run.Config):
         return False
-    plain = {k: v for k, v in given.__arguments__.items() if v is None or isinstance(v, str | int | float)}
+    plain = {k: v for k, v in built_from.__arguments__.items() if v is None or isinstance(v, str | int | float)}
     return all(getattr(config, name, None) == value for name, value in plain.items())
 
 
 def _stages(value: Any) -> Iterator[run.Partial]:
-    """A recipe and those of the stages that it starts from."""
+    """Yield a recipe and the recipes of its initial stages."""
     while isinstance(value, run.Partial) and getattr(value.__fn_or_cls__, "__name__", "") == "align":
         yield value
         value = getattr(getattr(value, "resume", None), "init_stage", None)
@@ -123,8 +126,8 @@ def _yaml(recipe: run.Partial) -> str:
     return ConfigSerializer().serialize_yaml(recipe)
 
 
-def _code() -> tuple[str | None, str]:
-    """Commit of the folder's repository, and what differed from it: when the job was shipped, or else now."""
+def _git_state() -> tuple[str | None, str]:
+    """Return the folder's commit and the diff to it: at the time of shipping the job, or else now."""
 
     def git(*words: str) -> str | None:
         try:
@@ -139,5 +142,5 @@ def _code() -> tuple[str | None, str]:
 
 
 def _packages() -> list[str]:
-    found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    return [f"{name}=={version}" for name, version in sorted(found.items(), key=lambda item: item[0].lower())]
+    versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    return [f"{name}=={version}" for name, version in sorted(versions.items(), key=lambda item: item[0].lower())]

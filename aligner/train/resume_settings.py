@@ -1,4 +1,4 @@
-"""What a run means: the settings that its numbers follow from, as they are compared when it is resumed."""
+"""Settings that determine the numbers of a run; they are compared when the run is resumed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from aligner.common.errors import ConfigError
 from aligner.train.arguments import RunArguments
 
 Settings = dict[str, Any]
-"""By the path under which a recipe has them; numbers, strings, or None."""
+"""Path in the recipe -> number, string, list of these, or None."""
 
 FIXED = ("reference", "peft", "model")
-"""What no run can change in its middle: its checkpoints hold them."""
+"""Settings that no resumed run can change: its checkpoints contain them."""
 
 VERSIONS = ("nemo-align", "nemo-toolkit", "megatron-core", "torch", "lightning", "nemo_run")
-"""Distributions whose versions a checkpoint notes."""
+"""Distributions whose versions are checkpoint metadata."""
 
 OF_DATA = ("seq_length", "seed", "global_batch_size", "apply_chat_template", "overlong")
 OF_MODEL = ("hidden_dropout", "attention_dropout", "moe_aux_loss_coeff", "moe_z_loss_coeff")
@@ -29,34 +29,33 @@ NOT_OF_SCHEDULE = ("max_steps", "interval", "frequency", "monitor")
 
 
 def collect(arguments: RunArguments) -> Settings:
-    """The settings of a run whose data is prepared.
+    """Collect the settings of a run with prepared data.
 
-    How it is spread over ranks and cut into micro-batches, how long it goes, when it saves and validates are not
-    among them.
+    Parallelism, micro-batches, the number of steps, and the schedules of saving and validation are not included.
     """
     data, optim = arguments.data, arguments.optim
     assert optim is not None
-    found: Settings = {
+    settings: Settings = {
         "preference_loss_weight": arguments.preference_loss_weight,
         "sft_loss_weight": arguments.sft_loss_weight,
     }
     if arguments.preference_loss_weight:
-        found |= _call("loss", arguments.loss)
+        settings |= _function_settings("loss", arguments.loss)
     if arguments.reference is not None and arguments.objective.needs_reference:
-        found |= _object("reference", arguments.reference, without=("dir", "cpu_offload", "weights"))
+        settings |= _object_settings("reference", arguments.reference, without=("dir", "cpu_offload", "weights"))
     if arguments.peft is not None:
-        found |= _object("peft", arguments.peft)
-    found |= {f"data.{name}": getattr(data, name) for name in OF_DATA}
-    found |= data.identity()
-    found["model"] = type(arguments.model).__name__
-    found |= {f"model.config.{name}": getattr(arguments.model.config, name, None) for name in OF_MODEL}
-    found |= {f"optim.config.{name}": getattr(optim.config, name, None) for name in OF_OPTIMIZER}
-    found |= _object("optim.lr_scheduler", optim.lr_scheduler, without=NOT_OF_SCHEDULE)
-    return {name: value for name, value in found.items() if _plain(value)}
+        settings |= _object_settings("peft", arguments.peft)
+    settings |= {f"data.{name}": getattr(data, name) for name in OF_DATA}
+    settings |= data.identity()
+    settings["model"] = type(arguments.model).__name__
+    settings |= {f"model.config.{name}": getattr(arguments.model.config, name, None) for name in OF_MODEL}
+    settings |= {f"optim.config.{name}": getattr(optim.config, name, None) for name in OF_OPTIMIZER}
+    settings |= _object_settings("optim.lr_scheduler", optim.lr_scheduler, without=NOT_OF_SCHEDULE)
+    return {name: value for name, value in settings.items() if _is_plain(value)}
 
 
 def checkpoint_metadata(arguments: RunArguments, settings: Settings) -> dict[str, Any]:
-    """What a checkpoint of this run says of itself beside its step."""
+    """Return the metadata of a checkpoint, beside its step."""
     parallel, data = arguments.strategy.parallelism, arguments.data
     return {
         "consumed_samples": data.state_dict()["consumed_samples"],
@@ -77,24 +76,24 @@ def checkpoint_metadata(arguments: RunArguments, settings: Settings) -> dict[str
 
 @functools.cache
 def versions() -> dict[str, str | None]:
-    """Of each of `VERSIONS` what is installed; None where it is a folder on the path."""
-    found: dict[str, str | None] = {}
+    """Return the installed version of each of `VERSIONS`; None for a folder on the path."""
+    installed: dict[str, str | None] = {}
     for name in VERSIONS:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            installed[name] = None
+    return installed
 
 
 def compare(then: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """What differs, as name -> (then, now).
+    """Return the differences as name -> (then, now).
 
     Args:
-        allowed: names that may differ, as `resume.allow_changes` has them; "loss" allows "loss.beta", too.
+        allowed: names that may differ, as in `resume.allow_changes`; "loss" allows "loss.beta", too.
 
     Raises:
-        ConfigError: something differs that may not; or a name is none.
+        ConfigError: a setting differs that may not, or an allowed name is not a setting.
     """
     names = {**then, **now}
     for name in allowed:
@@ -109,7 +108,7 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequenc
         return differ
     shown = "; ".join(f"{name}: was {old!r}, is {new!r}" for name, (old, new) in sorted(refused.items()))
     names = ",".join(repr(name) for name in sorted(refused))
-    fixed = [name for name in refused if any(_covers(held, name) for held in FIXED)]
+    fixed = [name for name in refused if any(_covers(path, name) for path in FIXED)]
     allow = "" if fixed else f", or go on all the same with resume.allow_changes=[{names}]"
     raise ConfigError(
         f"{shown}. The run would no longer be the one that it was; restore what changed, or start under another "
@@ -118,10 +117,10 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequenc
 
 
 def check_experts(layout: Mapping[str, int], arguments: RunArguments, checkpoint: Path) -> None:
-    """See that the optimizer of a mixture of experts can be loaded again.
+    """Check that the optimizer of a mixture of experts can be loaded.
 
     Raises:
-        ConfigError: experts were divided and are no longer, or the other way round; Megatron then has other optimizers.
+        ConfigError: expert parallelism was switched on or off, which gives Megatron other optimizers.
     """
     then, now = layout.get("expert", 1), arguments.strategy.parallelism.expert_model_parallel_size
     distributed = arguments.optim is not None and arguments.optim.config.use_distributed_optimizer
@@ -137,37 +136,37 @@ def _covers(allowed: str, name: str) -> bool:
     return name == allowed or name.startswith(f"{allowed}.")
 
 
-def _plain(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str | list)
 
 
-def _call(path: str, function: Callable[..., Any]) -> Settings:
-    """A function with the arguments that it was given or has by default."""
-    given: dict[str, Any] = {}
+def _function_settings(path: str, function: Callable[..., Any]) -> Settings:
+    """Return a function's name, its arguments and its default arguments."""
+    keywords: dict[str, Any] = {}
     while isinstance(function, functools.partial):
-        given = {**function.keywords, **given}
+        keywords = {**function.keywords, **keywords}
         function = function.func
     parameters = inspect.signature(function).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
-    found: Settings = {path: getattr(function, "__qualname__", type(function).__name__)}
-    for name, value in {**defaults, **given}.items():
+    settings: Settings = {path: getattr(function, "__qualname__", type(function).__name__)}
+    for name, value in {**defaults, **keywords}.items():
         if isinstance(value, list | tuple) and any(map(callable, value)):
             for i, part in enumerate(value):
-                found |= _call(f"{path}.{name}[{i}]", part)
+                settings |= _function_settings(f"{path}.{name}[{i}]", part)
         elif callable(value):
-            found |= _call(f"{path}.{name}", value)
+            settings |= _function_settings(f"{path}.{name}", value)
         else:
-            found[f"{path}.{name}"] = list(value) if isinstance(value, tuple) else value
-    return found
+            settings[f"{path}.{name}"] = list(value) if isinstance(value, tuple) else value
+    return settings
 
 
-def _object(path: str, value: Any, *, without: Sequence[str] = ()) -> Settings:
-    """An object's class and what it was made with."""
+def _object_settings(path: str, value: Any, *, without: Sequence[str] = ()) -> Settings:
+    """Return an object's class and the arguments of its constructor."""
     if value is None:
         return {path: None}
     if dataclasses.is_dataclass(value):
         names = [field.name for field in dataclasses.fields(value) if field.init]
     else:
         names = [name for name in inspect.signature(type(value).__init__).parameters if name != "self"]
-    held = {name: getattr(value, name) for name in names if name not in without and hasattr(value, name)}
-    return {path: type(value).__name__} | {f"{path}.{name}": found for name, found in held.items()}
+    arguments = {name: getattr(value, name) for name in names if name not in without and hasattr(value, name)}
+    return {path: type(value).__name__} | {f"{path}.{name}": argument for name, argument in arguments.items()}

@@ -1,4 +1,4 @@
-"""The checkpoint that a run starts from, or resumes from; model and tokenizer are fitted to it."""
+"""The checkpoint that a run starts from, or resumes from; model and tokenizer are matched to it."""
 
 from __future__ import annotations
 
@@ -76,5 +76,5 @@ def set_tokenizer(arguments: RunArguments, start: StartingPoint | None) -> None:
             "resume.restore_config.path"
         )
     model.tokenizer = tokenizers.load_tokenizer(start.checkpoint, kept_in=arguments.folder if start.resumed else None)
-    # For the run's own checkpoints, which carry what the model was made of.
+    # For the run's own checkpoints, which contain the model's config.
     model.__io__.tokenizer = model.tokenizer.__io__

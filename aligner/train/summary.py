@@ -1,4 +1,4 @@
-"""What a run has to say at its beginning, of its data, and at its end: a table of before and after."""
+"""Summaries of a run: its data at the start, a table of first and last metrics at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS = {
 
 
 def final_table(run: Path) -> str:
-    """First and last measurement of a run, on held-out pairs where there are any, and where its checkpoints are."""
+    """Format first and last metrics of a run, on held-out pairs if there are any, and the path of its checkpoints."""
     measured = read_metrics(run / "metrics.csv")
     split = "val" if any("val/loss" in row for row in measured) else "train"
     rows = [row for row in measured if f"{split}/loss" in row]
@@ -48,7 +48,7 @@ def final_table(run: Path) -> str:
 
 
 def log_data_summary(arguments: RunArguments) -> None:
-    """What the rows are and how they are cut."""
+    """Log the rows of each split and how they are batched."""
     data, objective = arguments.data, arguments.objective
     for split, corpus in data.datasets.items():
         report = corpus.report
@@ -70,10 +70,11 @@ def log_data_summary(arguments: RunArguments) -> None:
 
 
 def _log_packs(arguments: RunArguments) -> None:
-    cutting = arguments.data.cutting("train")
-    packs, room = cutting(arguments.data.global_batch(0), 1)[0], cutting.micro_batch_size * cutting.packed_sequence_size
-    taken = sum(int(cutting.tokens[row]) for pack in packs for row, _ in pack)
+    splitter = arguments.data.cutting("train")
+    packs = splitter(arguments.data.global_batch(0), 1)[0]
+    capacity = splitter.micro_batch_size * splitter.packed_sequence_size
+    tokens = sum(int(splitter.tokens[row]) for pack in packs for row, _ in pack)
     log_rank0(
-        f"train: the first global batch makes {len(packs)} micro-batches of up to {room} tokens, "
-        f"{taken / (len(packs) * room):.0%} full; data.packed_sequence_size sets how many tokens these are"
+        f"train: the first global batch makes {len(packs)} micro-batches of up to {capacity} tokens, "
+        f"{tokens / (len(packs) * capacity):.0%} full; data.packed_sequence_size sets how many tokens these are"
     )

@@ -1,4 +1,4 @@
-"""NeMo's set-up of a run: callbacks, loggers, checkpoints and optimizer are tied to the trainer."""
+"""NeMo's set-up of a run: callbacks, loggers, checkpoints and optimizer are connected to the trainer."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def add_callbacks(
     checkpoint.describe = functools.partial(resume_settings.checkpoint_metadata, arguments, settings)
     preemption = Preemption(limits.seconds, checkpoint, began=began)
     ours = [
-        # Sees when the others begin.
+        # First, to record the phase before the other callbacks run.
         Watchdog(arguments.folder, hang_timeout_s=limits.hang_timeout_s),
         references,
-        # Validates the starting policy, whose reference is known by then; a checkpoint is saved after its checks.
+        # Validates the starting policy after its reference is prepared; checkpoints are saved after its checks.
         metrics,
         anomalies,
         StepPreparation(trainer, reductions, reference, seed=arguments.data.seed),
@@ -77,10 +77,10 @@ def add_callbacks(
 
 
 def choose_kernels(arguments: RunArguments) -> None:
-    """Deterministic kernels if asked for, and the attention backend.
+    """Switch on deterministic kernels if requested, and choose the attention backend.
 
     Raises:
-        ConfigError: the environment demands others.
+        ConfigError: the environment demands other kernels.
     """
     if arguments.deterministic:
         kernels.switch_on(arguments.deterministic, arguments.model.config)
@@ -88,7 +88,7 @@ def choose_kernels(arguments: RunArguments) -> None:
 
 
 def connect(arguments: RunArguments) -> None:
-    """Loggers, checkpoints and optimizer."""
+    """Connect loggers, checkpoints and optimizer to the trainer."""
     trainer, logger, strategy = arguments.trainer, arguments.logger, arguments.strategy
     ddp: Any = strategy.ddp_config
     ddp.check_for_nan_in_grad = False  # LossAnomalyCallback checks
@@ -108,7 +108,7 @@ def connect(arguments: RunArguments) -> None:
     resume = arguments.resume
     if resume is not None:
         if resume.restore_config is not None:
-            # The tokenizer is known, and NeMo would take one that goes away with its checkpoint.
+            # The tokenizer is set, and NeMo would load one that is removed with its checkpoint.
             resume.restore_config.load_artifacts = False
         resume.setup(trainer, arguments.model)
     assert arguments.optim is not None

@@ -30,7 +30,7 @@ def _nothing(*_: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What others do with a run; whoever starts it hands them in."""
+    """Functions that the caller of a run passes in."""
 
     on_wandb_start: Callable[[Any, Any], None] = _nothing
     """Called once for a fresh run that logs to W&B, with Lightning's logger and the training files."""
@@ -48,7 +48,7 @@ class TrainingRun:
         self.max_steps = 0
 
     def __call__(self) -> Path:
-        """Do the run and return its folder.
+        """Run and return the run's folder.
 
         Raises:
             Preempted: the job saved and is to be run again.
@@ -111,7 +111,7 @@ class TrainingRun:
         if isinstance(trainer.val_check_interval, float):
             trainer.val_check_interval = max(1, round(trainer.val_check_interval * per_epoch))
         trainer.check_val_every_n_epoch = None
-        # The starting policy is validated, too, but after its reference is known.
+        # The starting policy is validated, too, but after its reference is prepared.
         trainer.num_sanity_val_steps = 0
         validates = "validation" in arguments.data.datasets
         if not validates:
@@ -124,7 +124,7 @@ class TrainingRun:
         done = folders.step_of(self.start.resumed) if self.start.resumed else 0
         if done < self.max_steps:
             return False
-        # Else a stage whose data or loss was changed would be taken for done.
+        # Otherwise a stage with changed data or loss would count as complete.
         self._compare_settings()
         folder = self.arguments.folder
         if self.arguments.trainer.is_global_zero:
@@ -176,7 +176,7 @@ class TrainingRun:
         try:
             with process_pool.hidden_main_module(), preemption.listening():
                 trainer.fit(arguments.model, arguments.data)
-                # A next stage looks for this one's checkpoint: rank 0 may still be clearing its marker away.
+                # The next stage reads this checkpoint, and rank 0 may still be removing its 'unfinished' marker.
                 trainer.strategy.barrier()
             status = "success"
             if trainer.is_global_zero:
@@ -189,7 +189,7 @@ class TrainingRun:
             self._teardown(status)
 
     def _teardown(self, status: str) -> None:
-        """Leave the process as it was found, so that a next run can follow in it."""
+        """Restore the process for another run in it."""
         arguments = self.arguments
         for logger in arguments.trainer.loggers:
             logger.finalize(status)

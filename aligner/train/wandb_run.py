@@ -1,4 +1,4 @@
-"""A run in Weights & Biases: one and the same run there, however many jobs work on it here."""
+"""Weights & Biases: one W&B run for all jobs of a run."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 
 def place(logger: WandbLogger, folder: Path, *, write: bool) -> None:
-    """Have W&B write into the run's own folder, and go on in the run that an earlier job began.
+    """Write W&B's files into the run's folder, and resume the W&B run of earlier jobs.
 
-    Without NeMo's own handling, which would make a folder and a run of W&B for each job.
+    This replaces NeMo's handling, which would create a folder and a W&B run for each job.
 
     Args:
-        logger: of the recipe; an id that it sets itself is kept.
-        folder: the run's.
-        write: whether this process notes the id; one rank does.
+        logger: logger of the recipe; an id that the recipe sets is kept.
+        folder: folder of the run.
+        write: whether this process stores the id; one rank does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = logger._wandb_init
     logger._save_dir = settings["dir"] = str(folder)
     if settings.get("id") is None:
         file = _id_file(folder)
-        known = file.read_text().strip() if file.is_file() else None
-        logger._id = settings["id"] = known or secrets.token_hex(4)
+        stored = file.read_text().strip() if file.is_file() else None
+        logger._id = settings["id"] = stored or secrets.token_hex(4)
     if write:
         _id_file(folder).parent.mkdir(exist_ok=True)
         with atomic_write(_id_file(folder)) as partial:
@@ -45,22 +45,22 @@ def describe(logger: WandbLogger, recipe: dict[str, Any]) -> None:
 
 
 def finish(logger: WandbLogger | None, status: str, *, page: Path | None) -> None:
-    """End this job's part of the run there, with its page."""
-    started: Any = getattr(logger, "_experiment", None)
-    if started is None:
+    """End this job's part of the W&B run, with its page."""
+    experiment: Any = getattr(logger, "_experiment", None)
+    if experiment is None:
         return
     import wandb
 
     try:
         if page is not None:
-            started.log({"report": wandb.Html(page.read_text(), inject=False)})
-        _end(started, status)
-    except Exception as error:  # W&B may fail in any way, and must not change how the run ended.
+            experiment.log({"report": wandb.Html(page.read_text(), inject=False)})
+        _end(experiment, status)
+    except Exception as error:  # no failure of W&B may change how the run ended
         log_rank0(f"Weights & Biases: {type(error).__name__}: {error}")
 
 
-def _end(started: Any, status: str) -> None:
-    started.finish(exit_code={"success": 0, "preempted": REQUEUE}.get(status, 1))
+def _end(experiment: Any, status: str) -> None:
+    experiment.finish(exit_code={"success": 0, "preempted": REQUEUE}.get(status, 1))
 
 
 def _id_file(folder: Path) -> Path:

@@ -137,10 +137,10 @@ def test_a_prompt_is_read_once_for_all_of_its_answers(
         for j in range(5)
     ]
     with engine.session(tmp_path):
-        rank_zero_first = {a.key: a for a in engine.generate(questions, Sampling(max_tokens=12))}
+        all_at_once = {a.key: a for a in engine.generate(questions, Sampling(max_tokens=12))}
         assert len(read) == 2
         alone = {a.key: a for q in questions for a in engine.generate([q], Sampling(max_tokens=12))}
-    assert rank_zero_first == alone
+    assert all_at_once == alone
 
 
 def test_two_ranks_say_what_one_says(policy: Path, prompts: str, answered: Path, tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ def written(
         "ranks": 1,
         "machine": {"host": "here"},
         "git": {"commit": "abc", "changed": True},
-        "goes on from": None,
-        "starts from": None,
+        "resumed_from": None,
+        "initialized_from": None,
         "ended": {"at": "2026-01-01T01:00:00", "status": "success", "error": None},
     }
     (folder / "provenance/job-1/job.json").write_text(json.dumps(job))
