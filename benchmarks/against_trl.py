@@ -165,7 +165,7 @@ def ours(settings: dict[str, Any]) -> None:
     from aligner import recipes
     from aligner.model.reference import FrozenReference
 
-    class GlobalBatchDataset(Gate, Callback):
+    class StepGate(Gate, Callback):
         def on_train_batch_start(self, *_: Any) -> None:
             self.begin()
 
@@ -173,8 +173,8 @@ def ours(settings: dict[str, Any]) -> None:
             self.end()
 
     recipe: Any = recipes.smollm2_135m.dpo_recipe(
-        dir=settings["out"], name="run", train=settings["data"], init_from=settings["model"], seq_length=settings["length"],
-        packed_sequence=settings["batching"] == "packed",
+        dir=settings["out"], name="run", train=settings["data"], init_from=settings["model"],
+        seq_length=settings["length"], packed_sequence=settings["batching"] == "packed",
     )  # fmt: skip
     recipe.data.apply_chat_template = False
     recipe.data.global_batch_size = settings["batch"]
@@ -188,7 +188,7 @@ def ours(settings: dict[str, Any]) -> None:
     recipe.trainer.max_epochs = settings["steps"]
     recipe.log.ckpt.every_n_train_steps = 10 * settings["steps"]
     recipe.log.ckpt.save_last = False
-    recipe.trainer.callbacks = [run.Config(GlobalBatchDataset)]
+    recipe.trainer.callbacks = [run.Config(StepGate)]
     fdl.build(recipe)()
 
 
@@ -199,7 +199,7 @@ def trl(settings: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer  # type: ignore[import-not-found]
 
-    class GlobalBatchDataset(Gate, TrainerCallback):
+    class StepGate(Gate, TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.begin()
 
@@ -208,7 +208,7 @@ def trl(settings: dict[str, Any]) -> None:
                 torch.cuda.synchronize()
             self.end()
 
-    mixed_precision = torch.cuda.is_available()
+    bf16 = torch.cuda.is_available()
     rows = [json.loads(line) for line in Path(settings["data"]).read_text().splitlines()]
     data = Dataset.from_list(
         [{"prompt": r["prompt"], "chosen": r["chosen_response"], "rejected": r["rejected_response"]} for r in rows]
@@ -221,14 +221,14 @@ def trl(settings: dict[str, Any]) -> None:
         output_dir=settings["out"], per_device_train_batch_size=settings["micro"], max_length=settings["length"],
         gradient_accumulation_steps=settings["batch"] // settings["micro"], max_steps=settings["steps"], beta=0.1,
         learning_rate=9e-7, lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to="none",
-        bf16=mixed_precision, use_cpu=not mixed_precision, precompute_ref_log_probs=settings["reference"] == "cached", padding_free=free,
+        bf16=bf16, use_cpu=not bf16, precompute_ref_log_probs=settings["reference"] == "cached", padding_free=free,
         max_prompt_length=None, gradient_checkpointing=False, disable_tqdm=True, weight_decay=0.1,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(
-        settings["model"], dtype=torch.bfloat16 if mixed_precision else torch.float32, **kind
+        settings["model"], dtype=torch.bfloat16 if bf16 else torch.float32, **kind
     )
     trainer = DPOTrainer(
-        model=model, args=config, train_dataset=data, callbacks=[GlobalBatchDataset()],
+        model=model, args=config, train_dataset=data, callbacks=[StepGate()],
         processing_class=AutoTokenizer.from_pretrained(settings["model"]),
     )  # fmt: skip
     trainer.train()

@@ -62,9 +62,9 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
     torch.manual_seed(0)
-    mixed_precision = {"dtype": torch.bfloat16 if device == "cuda" else torch.float32, "device": device}
-    hidden = torch.randn(asked.tokens, 1, asked.hidden, **mixed_precision).requires_grad_()
-    weight = (torch.randn(asked.vocabulary, asked.hidden, **mixed_precision) / asked.hidden**0.5).requires_grad_()
+    placed = {"dtype": torch.bfloat16 if device == "cuda" else torch.float32, "device": device}
+    hidden = torch.randn(asked.tokens, 1, asked.hidden, **placed).requires_grad_()
+    weight = (torch.randn(asked.vocabulary, asked.hidden, **placed) / asked.hidden**0.5).requires_grad_()
     labels = torch.randint(asked.vocabulary, (1, asked.tokens), device=device)
     labels[:, int(asked.scored * asked.tokens) :] = head.IGNORE_INDEX
     layer: Any = SimpleNamespace(sequence_parallel=False, tp_group=parallel_state.get_tensor_model_parallel_group())

@@ -4,8 +4,8 @@
 
 Each model makes the same steps on the same global batches of 8 pairs both ways, full parameters, SimPO (no reference
 to score). Tokens are those of the data, prompts and answers; padding does not count. The first step of each run warms
-up and is left out. `python -m aligner.demo.smollm2 FOLDER` makes the second model's folder; without it the tiny model is
-measured alone.
+up and is left out. `python -m aligner.demo.smollm2 FOLDER` makes the second model's folder; without it the
+tiny model is measured alone.
 """
 
 import sys

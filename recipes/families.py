@@ -51,7 +51,8 @@ class Layout(NamedTuple):
         sizes = {"tensor": self.tensor, "pipeline": self.pipeline, "virtual": self.virtual or 1, "expert": self.expert}
         parallel = ", ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "data parallel alone"
         parallel += ", activations recomputed" * self.recompute
-        return f"{self.nodes} node{'s' * (self.nodes > 1)} of {self.gpus} GPU{'s' * (self.gpus > 1)} with 80 GB: {parallel}"
+        nodes, gpus = (f"{n} {name}{'s' * (n > 1)}" for n, name in ((self.nodes, "node"), (self.gpus, "GPU")))
+        return f"{nodes} of {gpus} with 80 GB: {parallel}"
 
 
 DESCRIPTIONS = {

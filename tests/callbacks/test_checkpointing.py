@@ -310,7 +310,7 @@ def test_what_a_run_means_does_not_change_unless_it_is_allowed(
 
 def test_what_checkpoints_hold_cannot_be_allowed_to_change() -> None:
     then = {"reference": "CachedReference", "loss.beta": 0.1}
-    with pytest.raises(ConfigError, match=r"reference: was 'CachedReference', is 'SyncedReference'\. .*another log.name$"):
+    with pytest.raises(ConfigError, match=r"reference: was 'CachedReference', is 'Sync.*another log.name$"):
         resume_settings.compare(then, then | {"reference": "SyncedReference"}, allowed=["reference"])
 
 

@@ -153,12 +153,12 @@ def test_a_gradient_that_is_no_number_is_not_saved(tiny: Tiny, execute: Execute,
 def test_a_jump_of_the_loss_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     class Data:
         packs: dict[str, Any] = {}  # noqa: RUF012
-        examples = {"train": [type("E", (), {"source": f"rows.jsonl:{i}"}) for i in range(4)]}  # noqa: RUF012
+        datasets = {"train": [type("E", (), {"source": f"rows.jsonl:{i}"}) for i in range(4)]}  # noqa: RUF012
 
         def global_batch(self, step: int) -> list[int]:
             return [1, 3]
 
-    health: Any = LossAnomalyCallback(Data(), None, None, spike=6.0, run=tmp_path)  # type: ignore[arg-type]
+    health: Any = LossAnomalyCallback(Data(), None, None, loss_spike_std=6.0, run=tmp_path)  # type: ignore[arg-type]
     for step in range(30):
         health.after_step(SimpleNamespace(global_step=step + 1, is_global_zero=True), 0.5 + 0.01 * (-1) ** step, 1.0)
     assert not capsys.readouterr().err

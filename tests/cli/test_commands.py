@@ -9,6 +9,8 @@ import pytest
 import yaml
 from launching import nemo_each
 
+from aligner.cli.commands import COMMANDS as OURS
+
 PLACES = ["prompts=p.jsonl", "output=c.jsonl", "engine.devices=2"]
 MISTAKES = [
     (["--factory", "tiny_dpo", "-y", "loss.bta=1"], "loss.bta: there is no such argument"),
@@ -57,6 +59,7 @@ SETTINGS = [
     "model.config.attention_backend=unfused", "trainer.deterministic=True", "limits.max_time_per_run=03:45:00",
     "resume.allow_changes=['loss.beta']", "log.ckpt.monitor=val/loss", "log.ckpt.every_n_minutes=30",
 ]  # fmt: skip
+EVERY_ITERATION = ["generate.num_generations=3", "align.loss.beta=0.2", "align.loss=ipo"]
 CHOSEN = ["loss.beta=0.2", "loss=ipo", "reference=synced", "reference.sync_steps=5", "peft=lora", "peft.dim=8"]
 COMMANDS = {
     "help": ["--help"],
@@ -67,18 +70,7 @@ COMMANDS = {
     "settings": ["align", "--factory", "tiny_dpo", *SETTINGS, "--to-yaml", "settings.yaml"],
     "verify help": ["verify-resume", "--help"],
     "size": ["size", "--factory", "llama3_8b_self_rewarding(num_nodes=2)", "gpu=h200", "align.data.seq_length=2048"],
-    "rounds": [
-        *[
-            "self-reward",
-            "--factory",
-            "tiny_self_rewarding",
-            "generate.num_generations=3",
-            "align.loss.beta=0.2",
-            "align.loss=ipo",
-        ],
-        "--to-yaml",
-        "r.yaml",
-    ],
+    "iterations": ["self-reward", "--factory", "tiny_self_rewarding", *EVERY_ITERATION, "--to-yaml", "r.yaml"],
     "completion": ["completion", "output=nemo.bash"],
     "chosen": ["align", "--factory", "tiny_dpo", *CHOSEN, "--to-yaml", "chosen.yaml"],
     **{message: [*(["align"] if a[0].startswith("-") else []), *a] for a, message in MISTAKES},
@@ -108,21 +100,7 @@ def typed(folder: Path) -> dict[str, Typed]:
 def test_our_commands_stand_beside_nemos(typed: dict[str, Typed]) -> None:
     done = typed["help"]
     assert done.code == 0
-    ours = (
-        "align",
-        "self-reward",
-        "generate-responses",
-        "judge-responses",
-        "meta-judge",
-        "verify-resume",
-        "size",
-        "import-hf",
-        "export-hf",
-        "merge",
-        "lint-preferences",
-        "pack-preferences",
-    )
-    for command in (*ours, "pretrain", "finetune", "export"):
+    for command in (*OURS, "pretrain", "finetune", "export"):
         assert f" {command} " in done.said
     assert "could not register" not in done.errors
 
@@ -151,7 +129,7 @@ OFFERED = [
     ("nemo llm align --dr", ["--dryrun"]),
     ("nemo llm size --factory tiny_self", ["tiny_self_rewarding"]),
     ("nemo llm size --factory tiny_dpo gp", ["gpu="]),
-    ("nemo llm self-reward -f tiny_spin -y generate.sa", ["generate.num_generations="]),
+    ("nemo llm self-reward -f tiny_spin -y generate.num_g", ["generate.num_generations="]),
     ("nemo llm lint-preferences train=", []),
 ]
 
@@ -198,13 +176,14 @@ def test_yaml_makes_the_round_trip_and_overrides_still_count(typed: dict[str, Ty
 def test_loss_reference_and_adapters_are_chosen_by_name(typed: dict[str, Typed], folder: Path) -> None:
     assert typed["chosen"].code == 0, typed["chosen"].errors
     written = yaml.safe_load((folder / "chosen.yaml").read_text())
-    assert written["loss"] == {"_target_": "aligner.losses.ipo", "_partial_": True, "beta": 0.2}
+    assert written["loss"] == {"_target_": "aligner.losses.pairs.ipo", "_partial_": True, "beta": 0.2}
     assert written["reference"] == {"_target_": "aligner.model.reference.SyncedReference", "sync_steps": 5}
     assert written["peft"]["dim"] == 8
 
 
 def test_an_error_in_our_own_module_is_loud(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['aligner.recipes'] = None; sys.argv = ['nemo', 'llm', 'align'];import aligner.cli.commands"
+    code = "import sys; sys.modules['aligner.api'] = None; sys.argv = ['nemo', 'llm', 'align'];"
+    code += "import aligner.cli.commands"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "could not register its commands" in done.stderr
@@ -225,4 +204,4 @@ def test_settings_of_long_runs_are_understood(typed: dict[str, Typed], folder: P
 def test_what_is_set_of_a_stage_is_set_in_every_round(typed: dict[str, Typed], folder: Path) -> None:
     assert typed["iterations"].code == 0, typed["iterations"].errors
     iterations = yaml.safe_load((folder / "r.yaml").read_text())["iterations"]
-    assert [(one["generate"]["samples"], one["align"]["loss"]["beta"]) for one in iterations] == [(3, 0.2)] * 3
+    assert [(one["generate"]["num_generations"], one["align"]["loss"]["beta"]) for one in iterations] == [(3, 0.2)] * 3

@@ -319,9 +319,7 @@ def test_packs_of_another_run_are_refused(packs: Path, hf: Any) -> None:
         prepacked.load(packs, other, PAIRS, "data.train")
 
 
-@pytest.mark.parametrize(
-    "name", ["packs.arrow", "meta.json", "part-001/tokens.arrow", "part-000/meta.json"]
-)
+@pytest.mark.parametrize("name", ["packs.arrow", "meta.json", "part-001/tokens.arrow", "part-000/meta.json"])
 @pytest.mark.parametrize("how", ["cut", "gone"])
 def test_damaged_packs_are_named(packs: Path, hf: Any, name: str, how: str) -> None:
     if how == "gone":

@@ -51,7 +51,7 @@ def test_a_stage_begins_with_what_the_one_before_made_and_none_is_made_twice(
         return {"first": first, "second": second}
 
     executors.launch(stages(4), executors.local(), name="chain")
-    assert "starts from" in (next((tmp_path / "runs/second").rglob("nemo_log_globalrank-0*"))).read_text()
+    assert "starting from" in (next((tmp_path / "runs/second").rglob("nemo_log_globalrank-0*"))).read_text()
     assert executors.launch(stages(4), executors.local(), name="chain") == ""
     executors.launch(stages(5), executors.local(), name="chain")
     assert "stage first has succeeded before" in capsys.readouterr().err

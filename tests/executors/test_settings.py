@@ -69,7 +69,9 @@ def test_a_site_has_its_executors_in_a_file(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("NEMO_ALIGN_EXECUTORS", str(file))
     with pytest.raises(ConfigError, match=r"there is no \[mine\]; there are: none"):
         executors.profile("mine")
-    file.write_text('[mine]\nexecutor = "slurm"\naccount = "acct"\nnodes = 2\n[here]\nexecutor = "local"\nranks = 2\n')
+    file.write_text(
+        '[mine]\nexecutor = "slurm"\naccount = "acct"\nnodes = 2\n[here]\nexecutor = "local"\nntasks_per_node = 2\n'
+    )
     assert executors.profile("mine", nodes=4).nnodes() == 4
     assert executors.profile("here").nproc_per_node() == 2
     for text, message in (

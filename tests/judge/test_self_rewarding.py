@@ -170,7 +170,7 @@ def killed_when(there: Callable[[], bool], recipe: Any, folder: Path) -> None:
     from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
     (folder / "job").write_text(ZlibJSONSerializer().serialize(recipe))
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.Popen([sys.executable, "-c", JOB, str(folder / "job")], env=env, start_new_session=True)
     end = time.monotonic() + 200
     while not there():
