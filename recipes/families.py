@@ -61,9 +61,9 @@ DESCRIPTIONS = {
     "ipo": "IPO of {title}, one epoch in steps of 256 pairs.",
     "rpo": "RPO of {title}, from rows with rewards, one epoch in steps of 256 pairs.",
     "kto": "KTO of {title}, from pairs or single responses, one epoch in steps of 256.",
-    "self_rewarding": "{title} answers, judges its answers and learns from them (arXiv 2401.10020), three rounds.",
-    "meta_rewarding": "The same, and it learns to judge, too (arXiv 2407.19594): four rounds, seven answers, eleven "
-    "judgments of each.",
+    "self_rewarding": "{title} answers, judges its answers and learns from them (arXiv 2401.10020), three iterations.",
+    "meta_rewarding": "The same, and it learns to judge, too (arXiv 2407.19594): four iterations, seven answers, "
+    "eleven judgments of each.",
 }
 
 

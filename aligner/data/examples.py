@@ -67,7 +67,7 @@ class TokenizationStats:
         for name in ("rows", "kept", "tokens", "merged_at_border", "unwanted", "truncated"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dropped.update(other.dropped)
-        self.with_rewards = self.with_rewards or other.with_rewards
+        self.with_rewards |= other.with_rewards
 
     def __str__(self) -> str:
         noun = {"pairs": "pairs", "unpaired": "responses", "demonstrations": "responses"}[self.kind]
@@ -96,7 +96,7 @@ def examples(
     report, accepted, merged = TokenizationStats(kind), [], encode.merged
     for row in rows:
         report.rows += 1
-        report.with_rewards = isinstance(row, PreferenceRow) and row.chosen_reward is not None
+        report.with_rewards |= isinstance(row, PreferenceRow) and row.chosen_reward is not None
         for responses, desirable in _row_responses(row, kind, report):
             prompt, tokens = encode(row.source, row.prompt, responses)
             rewards = (1.0, 0.0)

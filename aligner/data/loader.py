@@ -39,7 +39,7 @@ class GlobalBatchDataset(Dataset[list[Batch]]):
         micros = self.splitter(self.samples(step), self.ranks)[self.rank]
         items = [[self._item(row, valid) for row, valid in micro] for micro in micros]
         batches = [self.collate(micro) for micro in items]
-        if self.splitter.every == 1:
+        if self.splitter.microbatch_multiple == 1:
             return batches
         # An interleaved pipeline requires one shape for all micro-batches of a step.
         shapes = [{b.tokens_RT.shape[1] for b in (batch, batch.mismatched) if b is not None} for batch in batches]

@@ -39,7 +39,7 @@ class MicrobatchSplitter:
     """Packed positions of each row, `[rows]`."""
     longest: np.ndarray
     """Longest sequence of each row, in tokens, `[rows]`."""
-    every: int = 1
+    microbatch_multiple: int = 1
     """Divisor of each rank's number of micro-batches; an interleaved pipeline requires a multiple of its stages."""
     packs: Sequence[np.ndarray] | None = None
     """Rows of each pack packed ahead of time, if any; samples beyond the packs (all samples if None) are rows."""
@@ -64,7 +64,7 @@ class MicrobatchSplitter:
     def _fixed_size(self, samples: list[Microbatch], ranks: int) -> list[list[Microbatch]]:
         """Group `micro_batch_size` samples per micro-batch, append copies, and assign micro-batches round-robin."""
         size = self.micro_batch_size
-        missing = -len(samples) % (ranks * size * self.every)
+        missing = -len(samples) % (ranks * size * self.microbatch_multiple)
         samples = samples + [[(row, False) for row, _ in samples[0]]] * missing
         micros = [[row for sample in samples[i : i + size] for row in sample] for i in range(0, len(samples), size)]
         return [micros[rank::ranks] for rank in range(ranks)]
@@ -73,7 +73,7 @@ class MicrobatchSplitter:
         lengths = self.tokens[samples]
         packs = pack(lengths, self.micro_batch_size * self.packed_sequence_size)
         # Every rank needs the same number of packs: halve the packs with the most examples until the number divides.
-        divisor = ranks * self.every
+        divisor = ranks * self.microbatch_multiple
         while len(packs) % divisor and len(packs) < len(samples):
             largest = max(range(len(packs)), key=lambda i: len(packs[i]))
             whole = packs[largest]

@@ -122,7 +122,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         )
         self._resolved: dict[Split, Any] = {}
         self._weights: tuple[float, ...] = ()
-        self._pad_id, self._multiple, self._row_multiple, self._every, self._steps = 0, 1, 1, 1, 0
+        self._pad_id, self._multiple, self._row_multiple, self._microbatch_multiple, self._steps = 0, 1, 1, 1, 0
 
     # ---- before training: all checks ----------------------------------------------------------------------------
 
@@ -146,12 +146,19 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
                     token_cache.check_rows(part.path, self._cache_folder(runs))
 
     def tokenize(
-        self, tokenizer: Any, *, kind: Kind, runs: Path, multiple: int = 1, row_multiple: int = 1, every: int = 1
+        self,
+        tokenizer: Any,
+        *,
+        kind: Kind,
+        runs: Path,
+        multiple: int = 1,
+        row_multiple: int = 1,
+        microbatch_multiple: int = 1,
     ) -> None:
         """Tokenize all splits into `cache_dir`, or into a folder beside the `runs`.
 
         In a batch, the positions of a sequence are a multiple of `multiple`, those of a row a multiple of
-        `row_multiple`. The micro-batches of a step are a multiple of `every`.
+        `row_multiple`. The micro-batches of a step are a multiple of `microbatch_multiple`.
 
         Raises:
             RowError: see `aligner.data.token_cache.token_files`.
@@ -179,7 +186,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             )
         hf = getattr(tokenizer, "tokenizer", tokenizer)
         self._pad_id = hf.pad_token_id if hf.pad_token_id is not None else hf.eos_token_id
-        self._multiple, self._row_multiple, self._every = multiple, row_multiple, every
+        self._multiple, self._row_multiple, self._microbatch_multiple = multiple, row_multiple, microbatch_multiple
         for split, dataset in self.datasets.items():
             if self.batching == "packed" and split not in self.packs:
                 room, field = self.cutting(split).packed_sequence_size, "data.packed_sequence_size"
@@ -242,7 +249,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             else positions.shape[1] * longest,
             tokens=self.datasets[split].packed_tokens(self._multiple),
             longest=positions.max(axis=1),
-            every=self._every,
+            microbatch_multiple=self._microbatch_multiple,
             packs=self.packs.get(split),
         )
 

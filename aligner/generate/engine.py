@@ -17,6 +17,9 @@ from typing import Any
 from aligner.data.rows import TextOrMessages
 from aligner.generate.sampling import Sampling
 
+NO_ROOM = "no_room"
+"""`finish_reason` of a request that exceeds the engine's context length; its response is empty."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
@@ -39,7 +42,7 @@ class GenerationResult:
     num_tokens: int
     """Generated tokens, including the end token."""
     finish_reason: str
-    """`stop` for a complete response; else `length`, `special`, or the value a server returned."""
+    """`stop` for a complete response; else `length`, `special`, `no_room`, or the value a server returned."""
     logp: float | None = None
     """Log-probability of the response under the policy (temperature 1), nats; None if the engine has none."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from aligner.common.errors import ConfigError
-from aligner.generate.engine import Engine, GenerationRequest, GenerationResult
+from aligner.generate.engine import NO_ROOM, Engine, GenerationRequest, GenerationResult
 from aligner.generate.sampling import Sampling
 
 REASONS = {"stop": "stop", "length": "length"}
@@ -135,7 +135,7 @@ class OpenAIEngine(Engine):
         except openai.BadRequestError as error:
             message = str(error)
             if "context length" in message or "maximum context" in message or "too long" in message:
-                return GenerationResult(key=request.key, text="", num_tokens=0, finish_reason="no_room")
+                return GenerationResult(key=request.key, text="", num_tokens=0, finish_reason=NO_ROOM)
             raise ConfigError(f"engine: {self.base_url} refuses {request.source}: {message[:500]}") from None
         except openai.APITimeoutError:
             raise ConfigError(

@@ -13,12 +13,9 @@ from tqdm import tqdm
 from aligner.common.console import is_first_rank, log_rank0
 from aligner.common.errors import RowError
 from aligner.common.files import atomic_write
-from aligner.generate.engine import Engine, GenerationRequest, GenerationResult
+from aligner.generate.engine import NO_ROOM, Engine, GenerationRequest, GenerationResult
 from aligner.generate.journal import Journal, JsonObject, append
 from aligner.generate.sampling import Sampling
-
-NO_ROOM = "no_room"
-"""`finish_reason` of a request that exceeds the engine's context length; its response is empty."""
 
 
 def generate_to_file(

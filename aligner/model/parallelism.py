@@ -32,7 +32,7 @@ def multiples(parallel: Any) -> dict[str, int]:
     return {
         "multiple": multiple,
         "row_multiple": math.lcm(multiple, (tensor if parallel.sequence_parallel else 1) * context),
-        "every": parallel.microbatch_group_size_per_vp_stage or 1 if interleaved else 1,
+        "microbatch_multiple": parallel.microbatch_group_size_per_vp_stage or 1 if interleaved else 1,
     }
 
 

@@ -59,9 +59,13 @@ def test_every_rank_gets_as_many_micro_batches_and_every_row_falls_into_one(
     batching: Batching, ranks: int, micro_batch_size: int, every: int, lengths: list[int]
 ) -> None:
     tokens = np.array(lengths)
-    cutting = MicrobatchSplitter(batching, micro_batch_size, 60, tokens=2 * tokens, longest=tokens, every=every)
+    cutting = MicrobatchSplitter(
+        batching, micro_batch_size, 60, tokens=2 * tokens, longest=tokens, microbatch_multiple=every
+    )
     if batching == "packed":
-        cutting = MicrobatchSplitter(batching, micro_batch_size, 100, tokens=2 * tokens, longest=tokens, every=every)
+        cutting = MicrobatchSplitter(
+            batching, micro_batch_size, 100, tokens=2 * tokens, longest=tokens, microbatch_multiple=every
+        )
     units = np.random.default_rng(0).permutation(len(tokens))
     cut = cutting(units, ranks)
     assert len(cut) == ranks and len({len(micros) for micros in cut}) == 1 and len(cut[0]) % every == 0
