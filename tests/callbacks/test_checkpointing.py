@@ -19,6 +19,7 @@ from aligner.callbacks.checkpointing import kept
 from aligner.checkpoint import folders
 from aligner.common.errors import CheckpointError, ConfigError
 from aligner.common.run_folder import read_metrics
+from aligner.model.reference import FrozenReference
 from aligner.train import resume_settings, run_lock
 
 Tiny = Callable[..., Any]
@@ -200,13 +201,25 @@ def test_a_damaged_checkpoint_makes_room_for_a_new_one_of_its_step(three: Path, 
     assert names(three) == ["step=6"]
 
 
-def test_a_checkpoint_of_a_later_version_is_named(three: Path, tiny: Tiny, execute: Execute) -> None:
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (99, r"written by nemo-align 7.0 in format 99, and this version reads up to"),
+        (
+            1,
+            r"step=6: was written in format 1, before the classes that it names moved.*resume it with the version that",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_format_is_named(
+    three: Path, tiny: Tiny, execute: Execute, written: int, message: str
+) -> None:
     """And not passed over for an older one: a run that went on from that would end in its place."""
     path = three / "checkpoints/step=6/align.json"
-    said = json.loads(path.read_text()) | {"format": 99}
+    said = json.loads(path.read_text()) | {"format": written}
     said["versions"]["nemo-align"] = "7.0"
     path.write_text(json.dumps(said))
-    with pytest.raises(CheckpointError, match=r"written by nemo-align 7.0 in format 99, and this version reads up to"):
+    with pytest.raises(CheckpointError, match=message):
         execute(tiny())
 
 
@@ -312,6 +325,20 @@ def test_what_checkpoints_hold_cannot_be_allowed_to_change() -> None:
     then = {"reference": "CachedReference", "loss.beta": 0.1}
     with pytest.raises(ConfigError, match=r"reference: was 'CachedReference', is 'Sync.*another log.name$"):
         resume_settings.compare(then, then | {"reference": "SyncedReference"}, allowed=["reference"])
+
+
+def test_where_the_reference_is_kept_may_change(tiny: Tiny, execute: Execute) -> None:
+    """The numbers are the same, whether the copy is in the model's memory or in the host's."""
+
+    def job(steps: int, cpu_offload: bool) -> Any:
+        recipe = tiny()
+        recipe.trainer.max_steps = steps
+        recipe.reference = run.Config(FrozenReference, cpu_offload=cpu_offload)
+        return recipe
+
+    execute(job(2, False))
+    folder = execute(job(4, True))
+    assert [row["step"] for row in read_metrics(folder / "metrics.csv") if "train/loss" in row] == [0, 1, 2, 3]
 
 
 def test_a_longer_run_follows_the_longer_schedule(tiny: Tiny, execute: Execute) -> None:
