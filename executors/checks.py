@@ -18,7 +18,7 @@ from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 from aligner.common.errors import ConfigError
 
 
-def not_in_a_job() -> None:
+def check_not_in_job() -> None:
     """Check that this process is not a job that imports its launch script; the script would launch the job again.
 
     Raises:
@@ -50,7 +50,7 @@ def check_recipes(name: str, stages: Mapping[str, run.Partial], executor: run.Ex
         _check_absolute_paths(stage, recipe, executor)
 
 
-def known_stage(text: str, name: str, stages: list[str]) -> None:
+def check_stage_exists(text: str, name: str, stages: list[str]) -> None:
     """Check that a `stage:NAME` refers to an earlier stage.
 
     Raises:

@@ -46,7 +46,7 @@ def launch(
         ConfigError: a check fails; nothing was started.
         JobFailed: a stage failed; the message has its state, exit code, node and last log lines.
     """
-    checks.not_in_a_job()
+    checks.check_not_in_job()
     stages = _resolve_stage_references(stages)
     checks.check_recipes(name, stages, executor)
     remaining = _remaining_stages(stages)
@@ -158,7 +158,7 @@ def _resolve_stage_references(stages: Mapping[str, run.Partial]) -> dict[str, ru
         if not text.startswith("stage:"):
             return text
         name, slash, rest = text.removeprefix("stage:").partition("/")
-        checks.known_stage(text, name, list(resolved))
+        checks.check_stage_exists(text, name, list(resolved))
         return f"{folder_of(resolved[name])}{slash}{rest}"
 
     for stage, recipe in stages.items():

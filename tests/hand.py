@@ -195,7 +195,7 @@ class Intrude(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         try:
-            with run_lock.locked(Path(trainer.loggers[0].log_dir or "").parent):
+            with run_lock.lock_run(Path(trainer.loggers[0].log_dir or "").parent):
                 pass
         except CheckpointError as error:
             Intrude.refused += re.findall("another job is at work", str(error))

@@ -30,7 +30,7 @@ class CenteredRMSNorm(torch.nn.RMSNorm):
         return functional.rms_norm(x, list(self.normalized_shape), 1 + self.weight, self.eps)
 
 
-def centered(config: Any, hidden_size: int, eps: float) -> torch.nn.Module:
+def zero_centered_norm(config: Any, hidden_size: int, eps: float) -> torch.nn.Module:
     """Create the norm that `config.normalization` names."""
     kind = {"LayerNorm": CenteredLayerNorm, "RMSNorm": CenteredRMSNorm}[config.normalization]
     return kind(hidden_size, eps=eps)

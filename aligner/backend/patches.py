@@ -65,7 +65,7 @@ class CudaAsCpu(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def undisturbed() -> contextlib.AbstractContextManager[Any]:
+def without_cuda_as_cpu() -> contextlib.AbstractContextManager[Any]:
     """Bypass `CudaAsCpu`, for time-critical code that requests no CUDA tensors."""
     return torch._C.DisableTorchFunction() if no_cuda() else contextlib.nullcontext()
 
@@ -228,14 +228,14 @@ def _connectors() -> None:
 def _norms() -> None:
     from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
-    from aligner.backend.norms import centered
+    from aligner.backend.norms import zero_centered_norm
 
     norm: Any = WrappedTorchNorm
     upstream = norm.__new__
 
     def new(cls: Any, config: Any, hidden_size: int, eps: float = 1e-5, **kwargs: Any) -> Any:
         if config.layernorm_zero_centered_gamma:
-            return centered(config, hidden_size, eps)
+            return zero_centered_norm(config, hidden_size, eps)
         return upstream(cls, config, hidden_size, eps, **kwargs)
 
     norm.__new__ = new

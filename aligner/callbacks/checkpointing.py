@@ -242,9 +242,9 @@ class CheckpointCallback(nl.ModelCheckpoint):
                 comparable = metadata.get("monitor") == self.monitor
                 checkpoints.append((metadata["step"], metadata.get("value") if comparable else None, path))
         values = [(step, value) for step, value, _ in checkpoints]
-        steps_to_keep = kept(values, self.save_top_k, self.mode, self.monitor is not None)
+        keep = steps_to_keep(values, self.save_top_k, self.mode, self.monitor is not None)
         for step, _, path in checkpoints:
-            if step not in steps_to_keep:
+            if step not in keep:
                 self._remove(path)
 
     def _remove(self, path: Path) -> None:
@@ -295,7 +295,7 @@ class CheckpointCallback(nl.ModelCheckpoint):
         trainer.strategy.barrier()
 
 
-def kept(found: Sequence[tuple[int, Union[float, None]]], top_k: int, mode: str, monitored: bool) -> set[int]:
+def steps_to_keep(found: Sequence[tuple[int, Union[float, None]]], top_k: int, mode: str, monitored: bool) -> set[int]:
     """Return the steps to keep of (step, value): the newest, and the `top_k` best or, if not monitored, newest."""
     steps = sorted(step for step, _ in found)
     if top_k == -1:

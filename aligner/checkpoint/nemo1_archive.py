@@ -99,7 +99,7 @@ def is_archive(path: str | Path) -> bool:
     return (source.is_file() and source.suffix == ".nemo") or (source / CONFIG).is_file()
 
 
-def unpacked(path: Path, scratch: Path) -> Archive:
+def unpack(path: Path, scratch: Path) -> Archive:
     """Open an archive; a packed one is unpacked into `scratch`.
 
     Raises:

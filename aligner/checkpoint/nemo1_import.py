@@ -23,7 +23,7 @@ def convert(source: Path, target: Path) -> None:
     from nemo.lightning import io
 
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        archive = nemo1_archive.unpacked(source, Path(scratch))
+        archive = nemo1_archive.unpack(source, Path(scratch))
         weights = None if archive.distributed else nemo1_archive.flat_weights(archive)
         rows = len(weights["embedding.word_embeddings.weight"]) if weights else _stored_rows(archive)
         fields = nemo1_archive.config_fields(archive.config, rows=rows, distributed=archive.distributed is not None)

@@ -87,7 +87,7 @@ def _lines(source: Any) -> Iterator[Prompt]:
 
 
 def _parse(line: str, source: str) -> Prompt:
-    row = rows.loaded(line, source)
+    row = rows.load_json(line, source)
     if "prompt" not in row and isinstance(row.get("messages"), list):
         # The prompt of a conversation: its last user message and all messages before it.
         messages = row["messages"]

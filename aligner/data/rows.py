@@ -120,7 +120,7 @@ class FormatCounts:
 
 def parse_line(line: str, source: str) -> list[Row]:
     """Parse one line into rows; `source` is the prefix of error messages."""
-    row = loaded(line, source)
+    row = load_json(line, source)
     if "chosen_response" in row or "rejected_response" in row:
         return [_parse_pair(row, source)]
     for name in ("chosen_reward", "rejected_reward"):
@@ -139,7 +139,7 @@ def parse_line(line: str, source: str) -> list[Row]:
     return [_parse_pair(row, source)]
 
 
-def loaded(line: str, source: str) -> dict[str, Any]:
+def load_json(line: str, source: str) -> dict[str, Any]:
     """Parse a line as a JSON object.
 
     Raises:

@@ -21,7 +21,7 @@ class GlobalBatchSampler:
     def epoch(self, epoch: int) -> np.ndarray:
         """Return the samples of one epoch, in order."""
         if self.weights:
-            return blended(self.seed, epoch, self.sizes, self.weights)
+            return blend(self.seed, epoch, self.sizes, self.weights)
         return permutation(self.seed, epoch, sum(self.sizes))
 
     def global_batch(self, step: int, size: int) -> np.ndarray:
@@ -37,7 +37,7 @@ def permutation(seed: int, epoch: int, rows: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=2)
-def blended(seed: int, epoch: int, sizes: tuple[int, ...], weights: tuple[float, ...]) -> np.ndarray:
+def blend(seed: int, epoch: int, sizes: tuple[int, ...], weights: tuple[float, ...]) -> np.ndarray:
     """Return the rows of one epoch of a blend, in order; row numbers are consecutive over files with `sizes` rows.
 
     An epoch has as many rows as all files together, divided by `weights`. A file that contributes fewer rows than it

@@ -147,7 +147,7 @@ def _passed(model: Any, cache: KeyValueCache, tokens: list[int], slots: Sequence
     """Run the model; return the logits after the last new token of each slot, `[len(slots), V]` float32."""
     cache.expect(list(slots), counts)
     device = next(model.parameters()).device
-    with torch.inference_mode(), patches.undisturbed():
+    with torch.inference_mode(), patches.without_cuda_as_cpu():
         logits = model(
             input_ids=torch.tensor([tokens], device=device),
             position_ids=cache.positions_N[None].to(device),

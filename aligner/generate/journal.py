@@ -77,7 +77,7 @@ class Journal:
         """Return all rows so far, in no particular order."""
         return [row for part in self._files() for row in read(part)]
 
-    def appending(self, part: int) -> IO[bytes]:
+    def open_part(self, part: int) -> IO[bytes]:
         """Open the file of process number `part`, for `append`."""
         return (self.parts / f"{part:05d}.jsonl").open("ab")
 

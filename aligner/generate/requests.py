@@ -58,7 +58,7 @@ def generate_to_file(
         start = time.monotonic()
         mine = _requests_of_part([q for q in requests if q.key not in done], *share)
         if engine.is_writer:
-            with journal.appending(share[0]) as file, _progress(journal, len(requests), len(done), share) as bar:
+            with journal.open_part(share[0]) as file, _progress(journal, len(requests), len(done), share) as bar:
                 for request in mine:
                     if request.source in long:
                         empty = GenerationResult(key=request.key, text="", num_tokens=0, finish_reason=NO_ROOM)

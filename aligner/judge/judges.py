@@ -212,7 +212,7 @@ class Verifier(Judge):
         journal.begin()
         order = {f"{row['key']}/0": i for i, row in enumerate(candidates)}
         done = {row["key"] for row in journal.rows()}
-        with journal.appending(0) as file:
+        with journal.open_part(0) as file:
             for row in tqdm(candidates, journal.path.name, unit="answer"):
                 if f"{row['key']}/0" not in done:
                     score = self._score_response(asked.prompt(row["key"]), row["response"])

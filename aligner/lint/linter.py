@@ -48,7 +48,7 @@ def _lint_split(
 ) -> tuple[LintReport, pd.DataFrame]:
     paths = [part.path for part in sources.resolve_files(source, split)]
     make = functools.partial(row_table_maker, hf, options.apply_chat_template)
-    tables = [RowTable.joined(list(map_chunks(path, make, f"Lint of {path.name}"))) for path in paths]
+    tables = [RowTable.concat(list(map_chunks(path, make, f"Lint of {path.name}"))) for path in paths]
     table = pd.concat([pd.DataFrame(t.columns).assign(file=i) for i, t in enumerate(tables)], ignore_index=True)
     report = LintReport(split, [str(path) for path in paths])
     Linter(report, table, paths, options).find([t.bad for t in tables], training)

@@ -71,7 +71,7 @@ class RowTable:
     bad: list[Bad] = field(default_factory=list)
 
     @staticmethod
-    def joined(parts: list[RowTable]) -> RowTable:
+    def concat(parts: list[RowTable]) -> RowTable:
         columns = {
             name: np.concatenate([np.zeros(0, kind), *(part.columns[name] for part in parts)])
             for name, kind in COLUMNS.items()

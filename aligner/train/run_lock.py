@@ -20,7 +20,7 @@ LOCK = (".lock", ".lock.json")
 
 
 @contextlib.contextmanager
-def locked(run: Path) -> Iterator[None]:
+def lock_run(run: Path) -> Iterator[None]:
     """Lock the folder of a run on rank 0. The system releases the lock when the process ends, however it ends.
 
     Raises:

@@ -20,7 +20,7 @@ from aligner.common.errors import CheckpointError, ConfigError
 from aligner.model import parallelism
 from aligner.train import config_checks, provenance, resume_settings, starting_point, summary, trainer_setup, wandb_run
 from aligner.train.arguments import RunArguments
-from aligner.train.run_lock import locked
+from aligner.train.run_lock import lock_run
 from aligner.train.starting_point import StartingPoint
 
 
@@ -64,7 +64,7 @@ class TrainingRun:
             parallelism.check(arguments.strategy.parallelism, arguments.model.config, ranks=arguments.num_ranks)
             if self._is_complete():
                 return arguments.folder
-            with locked(arguments.folder):
+            with lock_run(arguments.folder):
                 self._check_still_newest()
                 self._compare_settings()
                 preemption = trainer_setup.add_callbacks(arguments, self.start, self.settings, began=began)

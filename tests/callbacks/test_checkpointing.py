@@ -15,7 +15,7 @@ from launching import forked
 
 from aligner import losses
 from aligner.callbacks import checkpointing
-from aligner.callbacks.checkpointing import kept
+from aligner.callbacks.checkpointing import steps_to_keep
 from aligner.checkpoint import folders
 from aligner.common.errors import CheckpointError, ConfigError
 from aligner.common.run_folder import read_metrics
@@ -49,7 +49,7 @@ def names(folder: Path) -> list[str]:
 def test_the_newest_and_the_best_stay(
     found: list[tuple[int, float | None]], top_k: int, mode: str, monitored: bool, stay: set[int]
 ) -> None:
-    assert kept(found, top_k, mode, monitored) == stay
+    assert steps_to_keep(found, top_k, mode, monitored) == stay
 
 
 def test_the_best_by_validation_are_kept_with_the_newest_and_a_link(tiny: Tiny, execute: Execute) -> None:
@@ -278,7 +278,7 @@ def test_a_disk_without_room_is_found_before_anything_is_written(
 
 def test_two_jobs_do_not_share_a_run(tiny: Tiny, execute: Execute, tmp_path: Path) -> None:
     with (
-        run_lock.locked(tmp_path / "runs/run"),
+        run_lock.lock_run(tmp_path / "runs/run"),
         pytest.raises(CheckpointError, match=r"another job is at work in .*runs/run \(process \d+ on "),
     ):
         execute(tiny())

@@ -230,7 +230,7 @@ def _renamed(source: Path, target: Path) -> None:
 def test_however_many_ranks_wrote_it_the_weights_are_whole(home: Path, tensor: int, pipeline: int) -> None:
     name = f"ranks {tensor} {pipeline}"
     found = nemo1_archive.flat_weights(
-        nemo1_archive.unpacked(archive(home, name, tensor=tensor, pipeline=pipeline), home / f"u{name}")
+        nemo1_archive.unpack(archive(home, name, tensor=tensor, pipeline=pipeline), home / f"u{name}")
     )
     expected = weights()
     assert len(found) == len(expected) - 1, "all but the rotary buffer"
@@ -277,8 +277,8 @@ def test_what_megatron_core_is_not_is_refused(config: dict[str, Any], message: s
 def test_a_file_that_is_no_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.nemo").write_text("not a tar")
     with pytest.raises(CheckpointError, match=r"model.nemo: cannot be unpacked"):
-        nemo1_archive.unpacked(tmp_path / "model.nemo", tmp_path / "scratch")
+        nemo1_archive.unpack(tmp_path / "model.nemo", tmp_path / "scratch")
     with tarfile.open(tmp_path / "other.nemo", "w:") as file:
         file.add(tmp_path / "model.nemo", arcname="weights.bin")
     with pytest.raises(CheckpointError, match=r"has no model_config.yaml; .* found weights.bin"):
-        nemo1_archive.unpacked(tmp_path / "other.nemo", tmp_path / "scratch")
+        nemo1_archive.unpack(tmp_path / "other.nemo", tmp_path / "scratch")

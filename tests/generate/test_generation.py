@@ -303,7 +303,7 @@ def test_a_journal_knows_what_it_was_made_of(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     first = Journal(path, {"a": 1})
     first.begin()
-    with first.appending(0) as file:
+    with first.open_part(0) as file:
         journal.append(file, {"key": "x"})
     with pytest.raises(ConfigError, match=r"a: is 2, but .*rows.jsonl was begun with 1"):
         Journal(path, {"a": 2}).begin()

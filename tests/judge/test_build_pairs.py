@@ -140,7 +140,7 @@ def test_a_runs_weights_and_biases_show_the_round_that_made_its_rows(tiny: Any, 
     (written,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     for name in (b"iteration/pairs", b"iteration/answers_per_second", b"train/loss"):
         assert name in written.read_bytes()
-    (table,) = folder.glob("wandb/offline-run-*/files/media/table/round/*.table.json")
+    (table,) = folder.glob("wandb/offline-run-*/files/media/table/iteration/*.table.json")
     held = json.loads(table.read_text())
     assert held["columns"] == ["prompt", "role", "score", "deviation", "tokens", "ended", "text"]
     assert held["data"][:2] == [["0+1=", "chosen", 1, 0, 2, True, "1"], ["0+1=", "rejected", 0, 0, 2, True, "2"]]
