@@ -53,7 +53,7 @@ def test_a_run_in_a_container_goes_on_where_it_was(
     host: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    executor = in_a_container(host, tmp_path, ranks=ranks)
+    executor = in_a_container(host, tmp_path, ntasks_per_node=ranks)
     executors.launch({"inside": tiny("inside", num_gpus_per_node=ranks)}, executor, name="inside")
     steps = [row["step"] for row in read_metrics(tmp_path / "runs/inside/metrics.csv") if "train/loss" in row]
     assert steps == [0, 1, 2, 3]
