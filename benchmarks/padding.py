@@ -44,7 +44,7 @@ def recipe(model: str, rows: str, batching: str, folder: Path, source: str | Non
     if batching == "packed":
         made.data.packed_sequence_size = 2 * PAIRS * length
     made.trainer.max_steps, made.trainer.max_epochs, made.trainer.val_check_interval = STEPS[model], -1, STEPS[model]
-    made.log.ckpt = None
+    made.log.ckpt.every_n_train_steps, made.log.ckpt.save_last = 10 * STEPS[model], False
     made.optim.config.lr = made.optim.lr_scheduler.min_lr = 1e-6
     made.optim.lr_scheduler.warmup_steps = 0
     return made
