@@ -110,8 +110,15 @@ def in_background(recipe: Any, name: str, **settings: Any) -> Background:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def limited(undisturbed: Path, home: Path, tiny_in: Callable[[Path], Tiny]) -> Background:
-    """The same run in jobs of two minutes that are warned after 30 to 60 seconds: Slurm looks twice a minute."""
+def limited(
+    request: pytest.FixtureRequest, undisturbed: Path, home: Path, tiny_in: Callable[[Path], Tiny]
+) -> Background | None:
+    """The same run in jobs of two minutes that are warned after 30 to 60 seconds: Slurm looks twice a minute.
+
+    It goes on beside the other tests, and is not begun where nobody asks for its end.
+    """
+    if not any(item.name == "test_a_time_limit_is_not_an_end" for item in request.session.items):
+        return None
     recipe = slow(tiny_in(home), "limited", STEPS, 3.0)
     return in_background(recipe, "limited", time="00:02:00", signal_delay_s=60)
 
