@@ -17,9 +17,9 @@ import warm
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # NeMo-Run looks once, when it is imported.
 os.environ["NEMORUN_HOME"] = tempfile.mkdtemp(prefix="nemorun-")
-# One server of warm processes for all workers, which inherit this; see warm.py.
-os.environ.setdefault(warm.PLACE, tempfile.mkdtemp(prefix="warm-"))
-os.environ.setdefault(warm.SESSION, str(os.getpid()))
+# Workers inherit it, so that there is one for all.
+if warm.PLACE not in os.environ:
+    warm.prepare()
 
 
 LONGEST = (

@@ -2,7 +2,8 @@
 
 Importing NeMo costs ten seconds in every process. The first call starts a server that imports it, and forks for each
 call, of all workers of a session. A call hands over its arguments, environment, folder and streams; it ends with the
-code of the forked process, passes SIGTERM and SIGINT on, and takes the forked process with it where it is killed.
+code of the forked process, passes SIGTERM and SIGINT on to all processes of it, as a scheduler does, and takes them
+with it where it is killed.
 """
 
 import array
@@ -12,10 +13,12 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from types import ModuleType
 from typing import Any
@@ -24,6 +27,20 @@ PLACE, SESSION = "NEMO_ALIGN_WARM", "NEMO_ALIGN_WARM_SESSION"
 """Environment: the folder of the socket, and the process that the server ends with."""
 SHOWN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 """What Rich reads when it is imported."""
+
+
+def prepare() -> None:
+    """Have the calls of this process and of those that it starts go to one server, which ends with this process."""
+    place = tempfile.mkdtemp(prefix="warm-")
+    os.environ |= {PLACE: place, SESSION: str(os.getpid())}
+    os.mkdir(f"{place}/bin")
+    with open(f"{place}/bin/python", "w", opener=lambda path, flags: os.open(path, flags, 0o755)) as file:
+        file.write(f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" "$@"\n')
+
+
+def programs() -> str:
+    """A folder for PATH, whose `python` is a warm one."""
+    return f"{os.environ[PLACE]}/bin"
 
 
 def ask(arguments: list[str]) -> int:
@@ -35,7 +52,7 @@ def ask(arguments: list[str]) -> int:
         answers = server.makefile("rb")
         child = int(answers.readline())
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, _: os.kill(child, number))
+            signal.signal(number, lambda number, _: os.killpg(child, number))
         return int(answers.readline() or 1)
 
 
@@ -83,6 +100,7 @@ def serve(path: str) -> None:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 os._exit(_watch(connection))
             connection.close()
+    shutil.rmtree(os.environ[PLACE])
 
 
 def _watch(connection: socket.socket) -> int:
@@ -126,7 +144,7 @@ def _become(asked: dict[str, Any], streams: list[int]) -> None:
 
 def _run(arguments: list[str]) -> int:
     """`-c code`, `-m module` or a script, as Python itself runs them; the exit code."""
-    kind, rest = arguments[0], arguments[1:]
+    kind, *rest = arguments[1:] if arguments[0] == "-u" else arguments
     before = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     sys.path[:0] = [os.path.dirname(os.path.abspath(kind)) if kind[0] != "-" else "", *before]
     if "NEMORUN_HOME" in os.environ:
@@ -142,7 +160,7 @@ def _run(arguments: list[str]) -> int:
             sys.argv = rest
             runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
         else:
-            sys.argv = arguments
+            sys.argv = [kind, *rest]
             runpy.run_path(kind, run_name="__main__")
     except SystemExit as ended:
         if isinstance(ended.code, str):
