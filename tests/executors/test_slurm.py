@@ -16,6 +16,7 @@ import nemo_run as run
 import pytest
 from cluster import HERE, slurm, wait
 from hand import Slow
+from launching import TIME_LIMIT
 from nemo_run.config import get_nemorun_home
 
 from aligner import executors
@@ -167,11 +168,11 @@ def again(job: str) -> bool:
 
 def test_a_job_that_is_put_back_goes_on(undisturbed: Path, tiny: Tiny, tmp_path: Path) -> None:
     thread, failed = in_background(slow(tiny, "requeued", STEPS, 0.7), "requeued")
-    wait(lambda: steps_of(tmp_path / "runs/requeued") >= 2, "two steps", 120)
+    wait(lambda: steps_of(tmp_path / "runs/requeued") >= 2, "two steps")
     (job,) = queue("requeued")
     subprocess.run(["scontrol", "requeue", job], check=True)
-    wait(lambda: (begin_now(job), again(job))[1], "the job to run again", 150)
-    thread.join(timeout=200)
+    wait(lambda: (begin_now(job), again(job))[1], "the job to run again")
+    thread.join(timeout=TIME_LIMIT)
     assert not thread.is_alive() and not failed, failed
     jobs = sorted(path.name for path in (tmp_path / "runs/requeued/provenance").iterdir())
     assert jobs == ["job-1", "job-2"]
@@ -231,10 +232,10 @@ def test_the_code_of_the_job_is_that_of_the_folder_it_is_called_in(
 @pytest.mark.slow
 def test_a_cancelled_job_is_not_a_success(tiny: Tiny, tmp_path: Path) -> None:
     thread, failed = in_background(slow(tiny, "canceled", 40, 0.5), "canceled")
-    wait(lambda: steps_of(tmp_path / "runs/canceled") >= 1, "a step", 120)
+    wait(lambda: steps_of(tmp_path / "runs/canceled") >= 1, "a step")
     (job,) = queue("canceled")
     subprocess.run(["scancel", job], check=True)
-    thread.join(timeout=100)
+    thread.join(timeout=TIME_LIMIT)
     (error,) = failed
     assert isinstance(error, executors.JobFailed) and "ended as CANCELLED" in str(error)
 
@@ -266,7 +267,7 @@ def test_a_dry_run_shows_the_script_and_submits_nothing(tiny: Tiny, capfd: Any) 
 @pytest.mark.slow
 def test_a_time_limit_is_not_an_end(limited: Background, undisturbed: Path, home: Path) -> None:
     thread, failed = limited
-    thread.join(timeout=300)
+    thread.join(timeout=TIME_LIMIT)
     assert not thread.is_alive() and not failed, failed
     assert len(list((home / "runs/limited/provenance").iterdir())) >= 2
     same_weights(undisturbed, home / "runs/limited")
