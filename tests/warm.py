@@ -43,32 +43,48 @@ def programs() -> str:
     return f"{os.environ[PLACE]}/bin"
 
 
-def ask(arguments: list[str]) -> int:
-    """Have the server run `python *arguments`; the exit code."""
+def export_lines() -> list[str]:
+    """Lines of a shell after which `python` and the ranks of `torchrun` are warm ones.
+
+    The server is started here: a scheduler ends what a job has started.
+    """
+    ask(["-c", ""])
+    places = [f"export {name}={os.environ[name]}" for name in (PLACE, SESSION)]
+    return [*places, f"export PATH={programs()}:$PATH PYTHON_EXEC={programs()}/python"]
+
+
+def ask(arguments: list[str], *, passing_on: bool = False) -> int:
+    """Have the server run `python *arguments`, and pass signals on to it; the exit code."""
     asked = json.dumps({"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
     with _connect() as server:
         socket.send_fds(server, [len(asked).to_bytes(8, "big")], [0, 1, 2])
         server.sendall(asked)
         answers = server.makefile("rb")
         child = int(answers.readline())
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, _: os.killpg(child, number))
+        if passing_on:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda number, _: os.killpg(child, number))
         return int(answers.readline() or 1)
 
 
 def _connect() -> socket.socket:
+    """To the server, which is started where there is none."""
     path = os.path.join(os.environ[PLACE], "socket")
+    connection = socket.socket(socket.AF_UNIX)
     with open(f"{path}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not os.path.exists(path):
-            log = open(f"{path}.log", "w")  # noqa: SIM115 - the server's from here on
-            command = [sys.executable, __file__, "--serve", path]
-            quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-            subprocess.Popen(command, cwd="/", env=os.environ | SHOWN, start_new_session=True, **quiet)
+        try:
+            connection.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
+            with open(f"{path}.log", "a") as log:
+                command = [sys.executable, __file__, "--serve", path]
+                quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+                subprocess.Popen(command, cwd="/", env=os.environ | SHOWN, start_new_session=True, **quiet)
             while not os.path.exists(path):
                 time.sleep(0.01)
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(path)
+            connection.connect(path)
     return connection
 
 
@@ -188,7 +204,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "--serve":
         serve(sys.argv[2])
     else:
-        ended = ask(sys.argv[1:])
+        ended = ask(sys.argv[1:], passing_on=True)
         if ended < 0:
             # By a signal, as the forked process.
             if -ended != signal.SIGKILL:

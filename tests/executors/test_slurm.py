@@ -18,6 +18,7 @@ from cluster import HERE, slurm, wait
 from hand import Slow
 from launching import TIME_LIMIT
 from nemo_run.config import get_nemorun_home
+from warm import export_lines as warm_lines
 
 from aligner import executors
 from aligner.checkpoint import checkpoint_diff, folders
@@ -55,14 +56,15 @@ def cluster(home: Path) -> Iterator[None]:
     os.environ.pop("SLURM_CONF", None)
 
 
-def on_slurm(**settings: Any) -> run.SlurmExecutor:
+def on_slurm(warm: bool = False, **settings: Any) -> run.SlurmExecutor:
+    """Two nodes with a GPU each; `warm`: ranks are forked from a process that has NeMo imported (see warm.py)."""
     given: dict[str, Any] = {"account": "tests", "partition": "gpu", "nodes": 2, "gpus_per_node": 1} | settings
     tests = str(Path(__file__).parent.parent)
     return executors.slurm(
         mem="3000",
         exclusive=False,
         env_vars=HERE,
-        setup_lines=[f"export PYTHONPATH=$PYTHONPATH:{shlex.quote(tests)}"],
+        setup_lines=[f"export PYTHONPATH=$PYTHONPATH:{shlex.quote(tests)}", *(warm_lines() if warm else [])],
         **given,
     )
 
@@ -167,7 +169,7 @@ def again(job: str) -> bool:
 
 
 def test_a_job_that_is_put_back_goes_on(undisturbed: Path, tiny: Tiny, tmp_path: Path) -> None:
-    thread, failed = in_background(slow(tiny, "requeued", STEPS, 0.7), "requeued")
+    thread, failed = in_background(slow(tiny, "requeued", STEPS, 0.7), "requeued", warm=True)
     wait(lambda: steps_of(tmp_path / "runs/requeued") >= 2, "two steps")
     (job,) = queue("requeued")
     subprocess.run(["scontrol", "requeue", job], check=True)
@@ -184,7 +186,7 @@ def test_a_failure_is_told_and_what_depends_on_it_never_begins(tiny: Tiny, tmp_p
     broken.data.train = str(tmp_path / "none.jsonl")
     later.resume.restore_config = run.Config(_restore(), path="stage:broken")
     with pytest.raises(executors.JobFailed) as found:
-        executors.launch({"broken": broken, "later": later}, on_slurm(nodes=1), name="chain")
+        executors.launch({"broken": broken, "later": later}, on_slurm(nodes=1, warm=True), name="chain")
     said = str(found.value)
     assert "stage 'broken' ended as FAILED (job " in said and "exit code 1, on n" in said
     assert "not begun: later" in said
