@@ -7,8 +7,6 @@ from typing import Any
 import nbformat
 import pytest
 import warm
-from jupyter_client.kernelspec import KernelSpecManager
-from jupyter_client.manager import AsyncKernelManager
 from launching import PYTHON
 from nbclient import NotebookClient
 
@@ -29,19 +27,21 @@ kernelapp.launch_new_instance()
 """
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> KernelSpecManager:
-    """A kernel in a process that has NeMo imported, and so are the ranks that it starts."""
-    folder = tmp_path_factory.mktemp("kernels")
-    (folder / "warm").mkdir()
+@pytest.fixture
+def kernel(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of a kernel whose process has NeMo imported, as those have that it starts as ranks."""
+    folder = tmp_path_factory.mktemp("jupyter")
+    place = folder / "kernels/warm"
+    place.mkdir(parents=True)
     command = [*PYTHON, "-c", KERNEL, "-f", "{connection_file}"]
     spec = {"argv": command, "display_name": "warm", "env": {"PYTHON_EXEC": f"{warm.programs()}/python"}}
-    (folder / "warm/kernel.json").write_text(json.dumps(spec))
-    return KernelSpecManager(kernel_dirs=[str(folder)])
+    (place / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(folder))
+    return place.name
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_and_has_its_outputs(path: Path, tmp_path: Path, kernels: KernelSpecManager) -> None:
+def test_a_notebook_runs_and_has_its_outputs(path: Path, tmp_path: Path, kernel: str) -> None:
     book: Any = nbformat.read(path, as_version=4)
     cells = [cell for cell in book.cells if cell.cell_type == "code"]
     stored = [output for cell in cells for output in cell.outputs]
@@ -50,6 +50,5 @@ def test_a_notebook_runs_and_has_its_outputs(path: Path, tmp_path: Path, kernels
     assert drawn or path.stem in ("your_data", "laptop_to_slurm")
     before = [len(cell.outputs) > 0 for cell in cells]
     where: Any = {"metadata": {"path": str(tmp_path)}}
-    kernel = AsyncKernelManager(kernel_name="warm", kernel_spec_manager=kernels)
-    NotebookClient(book, km=kernel, timeout=60 * MINUTES, resources=where).execute()
+    NotebookClient(book, kernel_name=kernel, timeout=60 * MINUTES, resources=where).execute()
     assert [len(cell.outputs) > 0 for cell in cells] == before
