@@ -40,7 +40,7 @@ def need(program: str, *packages: str) -> None:
         subprocess.run(install, check=True, **quiet)
 
 
-def wait(for_: Callable[[], bool], what: str, seconds: float = 30) -> None:
+def wait(for_: Callable[[], bool], what: str, seconds: float = 300) -> None:
     """Until something holds."""
     end = time.monotonic() + seconds
     while not for_():
@@ -49,7 +49,7 @@ def wait(for_: Callable[[], bool], what: str, seconds: float = 30) -> None:
 
 
 def answers(*command: str, env: dict[str, str] | None = None) -> bool:
-    done = subprocess.run(command, capture_output=True, env=env, stdin=subprocess.DEVNULL, timeout=20)
+    done = subprocess.run(command, capture_output=True, env=env, stdin=subprocess.DEVNULL, timeout=200)
     return done.returncode == 0
 
 

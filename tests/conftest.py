@@ -1,5 +1,6 @@
 """What tests share: a tiny run that takes seconds, on the real engine."""
 
+import gc
 import json
 import os
 import random
@@ -9,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 
 # Tests run two at a time on as many cores. Threads of a second process would wait for each other in a busy loop, which
 # doubles the time; read by torch when it is first imported, here and in every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # NeMo-Run looks once, when it is imported.
 os.environ["NEMORUN_HOME"] = tempfile.mkdtemp(prefix="nemorun-")
+# Workers inherit it, so that there is one for all.
+if warm.PLACE not in os.environ:
+    warm.prepare()
 
 
 LONGEST = (
@@ -42,6 +47,12 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     names = [f"test_{name}" for name in LONGEST]
     items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
+
+
+def pytest_collection_finish() -> None:
+    """All that is imported by now stays: a run ends with a collection, which need not look through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def write_rows(path: Path, count: int, seed: int = 0, longest: int = 6) -> Path:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import nemo_each
+from launching import NEMO, PYTHON, TIME_LIMIT, nemo_each
 
 from aligner.common.run_folder import read_metrics
 
@@ -75,7 +75,7 @@ def test_every_self_reward_command_in_the_docs_is_understood(words: list[str]) -
 def test_the_site_is_made_without_a_broken_link(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=env)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIME_LIMIT, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     first = (tmp_path / "site/index.html").read_text()
     assert "report.png" in first
@@ -89,7 +89,7 @@ def execute(block: str, folder: Path) -> None:
     script.write_text(block)
     env = os.environ | {"NEMORUN_HOME": str(folder.parent / "home")}  # which may have no space in it
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=400, cwd=folder, env=env
+        [*PYTHON, str(script)], capture_output=True, text=True, timeout=TIME_LIMIT, cwd=folder, env=env
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -114,8 +114,8 @@ def test_two_commands_train_both_stages_and_adapters_on_them(tmp_path: Path) -> 
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The README's first command, in a folder that its further lines go on in, and what it said."""
     folder = tmp_path_factory.mktemp("a path with spaces")
-    command = [str(Path(sys.executable).parent / "nemo"), "llm", "align", "--factory", "tiny_dpo", "-y"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    command = [NEMO, "llm", "align", "--factory", "tiny_dpo", "-y"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIME_LIMIT)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stdout
 

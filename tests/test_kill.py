@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launching import TIME_LIMIT
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
 from aligner.checkpoint import folders
@@ -28,7 +29,7 @@ def kill_when(ready: Callable[[Path], bool], cwd: Path) -> None:
     process = subprocess.Popen(
         COMMAND, cwd=cwd, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    folder, deadline = cwd / "runs/tiny_dpo/checkpoints", time.monotonic() + 150
+    folder, deadline = cwd / "runs/tiny_dpo/checkpoints", time.monotonic() + TIME_LIMIT
     while not ready(folder):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
@@ -55,7 +56,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_its_newest_whole_checkpoint(tm
     step = folders.step_of(left)
     assert 10 <= step < STEPS
 
-    again = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    again = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True, timeout=TIME_LIMIT)
     assert again.returncode == 0, again.stderr[-3000:]
     assert f"resuming from step {step}" in again.stderr
     assert f"step {STEPS}" in again.stdout
@@ -117,7 +118,7 @@ def test_kills_at_a_hundred_random_moments_lose_no_checkpoint(tiny: Callable[...
     (tmp_path / "job").write_text(ZlibJSONSerializer().serialize(recipe))
     done = subprocess.run(
         [sys.executable, "-c", KILLS, str(tmp_path / "job"), "100", "7", str(tmp_path / "runs/run")],
-        capture_output=True, text=True, timeout=1500,
+        capture_output=True, text=True, timeout=6000,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-3000:]
     steps, inside = (int(word) for word in done.stdout.splitlines()[-1].split()[1::2])

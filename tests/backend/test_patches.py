@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from launching import TIME_LIMIT
 
 from aligner.backend import patches
 
@@ -91,7 +92,7 @@ def unpatched() -> dict[str, str]:
         lines.append(f"out = io.StringIO()\nwith contextlib.redirect_stdout(out):\n    try: exec({code!r}, {{}})")
         lines.append("    except Exception as error: print(type(error).__name__, error)")
         lines.append(f"print('RESULT', {name!r}, '|', out.getvalue().strip().splitlines()[-1:] or '')")
-    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=TIME_LIMIT)
     assert done.returncode == 0, done.stderr
     found = [
         line.removeprefix("RESULT ").split(" | ") for line in done.stdout.splitlines() if line.startswith("RESULT")

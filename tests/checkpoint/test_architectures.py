@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from conftest import write_rows
-from launching import forked
+from launching import TIME_LIMIT, forked
 from nemo.lightning import RestoreConfig
 from reading import read_rows
 
@@ -83,7 +83,7 @@ def made(home: Path, rows: str) -> Path:
     second = _recipe("llama32_1b", home, rows, home / "runs/llama32_1b")
     second.log.name = "second round"
     jobs.append((1, second))
-    codes, said = forked(home, jobs, limit=600)
+    codes, said = forked(home, jobs, limit=2 * TIME_LIMIT)
     (home / "said").write_text(said)
     assert codes == [[0]] * len(jobs), [(list(MODELS)[i // 3], i % 3) for i, c in enumerate(codes) if c != [0]]
     return home

@@ -180,14 +180,14 @@ def test_an_archive_is_a_place_to_start_from(home: Path) -> None:
     from aligner.checkpoint.huggingface import import_hf
 
     flat = run.Partial(import_hf, source=str(archive(home, "one")), output=str(home / "flat"))
-    codes, said = forked(home, [(1, first), (1, flat)], limit=400)
+    codes, said = forked(home, [(1, first), (1, flat)])
     assert codes == [[0], [0]], said[-3000:]
     measured = read_metrics(home / "runs/run/metrics.csv")[0]
     assert measured["val/loss"] == pytest.approx(0.6931471806, abs=1e-6)
     assert measured["val/logps_chosen_mean"] == pytest.approx(mean_logp(home), rel=1e-5)
 
     later = run.Partial(import_hf, source=str(_later(home, home / "flat")), output=str(home / "again"))
-    codes, said = forked(home, [(1, later)], limit=400)
+    codes, said = forked(home, [(1, later)])
     assert codes == [[0]], said[-3000:]
     one, other = (
         {name: value for name, value in checkpoint_diff.read(home / name_of).items() if name.startswith("module.")}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-from launching import nemo_each
+from launching import TIME_LIMIT, nemo_each
 
 from aligner.cli.commands import COMMANDS as OURS
 
@@ -138,7 +138,9 @@ OFFERED = [
 def test_tab_offers(typed: dict[str, Typed], folder: Path, line: str, expected: list[str]) -> None:
     assert typed["completion"].code == 0, typed["completion"].errors
     press = 'source nemo.bash; COMP_LINE=$1 COMP_POINT=${#1}; _nemo_align; printf "%s\\n" "${COMPREPLY[@]}"'
-    done = subprocess.run(["bash", "-c", press, "bash", line], cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", press, "bash", line], cwd=folder, capture_output=True, text=True, timeout=TIME_LIMIT
+    )
     assert done.returncode == 0 and not done.stderr, done.stderr
     offered = done.stdout.split()
     assert set(expected) <= set(offered) and bool(offered) == bool(expected)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from hand import Forgets
+from launching import TIME_LIMIT
 
 from aligner.checkpoint import checkpoint_diff
 from aligner.cli.verify_resume import verify
@@ -70,7 +71,7 @@ def test_two_ranks_are_identical(tiny: Tiny) -> None:
 def test_the_command_says_identical(tmp_path: Path) -> None:
     nemo = str(Path(sys.executable).parent / "nemo")
     words = ["llm", "verify-resume", "--factory", "tiny_dpo", "steps=6", "-y"]
-    done = subprocess.run([nemo, *words], cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    done = subprocess.run([nemo, *words], cwd=tmp_path, capture_output=True, text=True, timeout=TIME_LIMIT)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "identical"), done.stderr[-2000:]
 
 

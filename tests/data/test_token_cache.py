@@ -15,14 +15,14 @@ import datasets
 import pyarrow as pa
 import pytest
 from conftest import write_rows
+from launching import TIME_LIMIT
 from reading import read_rows
 from tokenizing import byte_level
 from transformers import AutoTokenizer
 
-from aligner.cli import pack_preferences
 from aligner.common import hashing
 from aligner.common.errors import ConfigError, RowError
-from aligner.data import prepacked, sources, token_cache
+from aligner.data import sources, token_cache
 from aligner.data.dataset import TokenizedDataset, next_different
 from aligner.data.examples import examples
 from aligner.data.token_cache import TokenFile, TokenizationConfig, token_files
@@ -292,59 +292,6 @@ def test_a_folder_that_cannot_be_written_to_serves_what_it_holds(
     assert token_file(rows, hf, PAIRS, tmp_path / "tokens").folder == made.folder
 
 
-# ---- packs made ahead of time -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def packs(rows: Path, tmp_path: Path) -> Path:
-    """Of the same file twice."""
-    assets = str(toy.TOKENIZER)
-    return pack_preferences.pack_preferences(
-        [str(rows), str(rows)], assets, str(tmp_path / "packs"), seq_length=64, packed_sequence_size=200
-    )
-
-
-def test_packs_hold_every_row_once_and_fit(packs: Path, hf: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    files, found = prepacked.load(packs, hf, PAIRS, "data.train")
-    corpus = TokenizedDataset(files)
-    assert sorted(int(row) for pack in found for row in pack) == list(range(80)) == list(range(len(corpus)))
-    assert max(corpus.packed_tokens()[pack].sum() for pack in found) <= 200
-
-
-def test_packs_of_another_run_are_refused(packs: Path, hf: Any) -> None:
-    with pytest.raises(ConfigError, match=r"data.train: .* was packed with seq_length=64, and this run has 63"):
-        prepacked.load(packs, hf, TokenizationConfig("pairs", 63), "data.train")
-    other = byte_level()
-    with pytest.raises(ConfigError, match="was packed with another tokenizer or chat template"):
-        prepacked.load(packs, other, PAIRS, "data.train")
-
-
-@pytest.mark.parametrize("name", ["packs.arrow", "meta.json", "part-001/tokens.arrow", "part-000/meta.json"])
-@pytest.mark.parametrize("how", ["cut", "gone"])
-def test_damaged_packs_are_named(packs: Path, hf: Any, name: str, how: str) -> None:
-    if how == "gone":
-        (packs / name).unlink()
-    else:
-        os.truncate(packs / name, 100)
-    with pytest.raises(ConfigError, match=r"data.train: .*packs is damaged .* run nemo llm pack-preferences again"):
-        prepacked.load(packs, hf, PAIRS, "data.train")
-
-
-def test_a_pack_has_room_for_what_kto_compares_with(rows: Path, tmp_path: Path, hf: Any) -> None:
-    """A mismatched response may be longer than the one in whose place it lies; and another length cuts it elsewhere."""
-    lines = [("a", "b" * 40), ("c", "d")]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(json.dumps({"prompt": p, "response": r, "preference": True}) for p, r in lines))
-    corpora = [
-        TokenizedDataset(
-            [token_file(path, hf, TokenizationConfig("unpaired", n), tmp_path / "tokens")], mismatched_within=n
-        )
-        for n in (64, 50)
-    ]
-    assert corpora[0].packed_tokens().tolist() == [41, 41, 2, 41]
-    assert corpora[0].fingerprint != corpora[1].fingerprint
-
-
 SLOW = """
 import sys, time
 from pathlib import Path
@@ -382,7 +329,7 @@ def test_a_killed_process_leaves_nothing_that_is_taken_for_whole(rows: Path, tmp
 def test_of_two_that_start_together_one_does_the_work(rows: Path, tmp_path: Path) -> None:
     # So long that the second one has begun on a busy machine, too.
     both = [start(rows, tmp_path / "tokens", 9) for _ in range(2)]
-    said = "".join(process.communicate(timeout=60)[0] for process in both)
+    said = "".join(process.communicate(timeout=TIME_LIMIT)[0] for process in both)
     assert (said.count("begun") == 1 and said.count("\n40\n") == 2) or said.count("40\n") == 2
     assert said.count("another process is tokenizing it") == 1
 

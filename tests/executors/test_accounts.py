@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from cluster import HERE, slurm, sshd, wait
+from launching import TIME_LIMIT
 
 from aligner import executors
 from aligner.common.errors import ConfigError
@@ -100,9 +101,9 @@ def test_a_job_that_is_put_back_is_still_followed(home: Path, tiny: Tiny, tmp_pa
     thread = threading.Thread(target=work)
     thread.start()
     file = tmp_path / "runs/requeued/metrics.csv"
-    wait(lambda: file.is_file() and len(read_metrics(file)) >= 2, "two steps", 120)
+    wait(lambda: file.is_file() and len(read_metrics(file)) >= 2, "two steps")
     shown = subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True).stdout
     subprocess.run(["scontrol", "requeue", shown.split()[0]], check=True)
-    thread.join(timeout=200)
+    thread.join(timeout=TIME_LIMIT)
     assert not thread.is_alive() and not failed, failed
     assert len(list((tmp_path / "runs/requeued/provenance").iterdir())) == 2

@@ -12,6 +12,7 @@ import nemo_run as run
 import pytest
 from cluster import wait
 from dockerd import docker, image
+from launching import TIME_LIMIT
 
 from aligner import executors
 from aligner.checkpoint import folders
@@ -93,9 +94,9 @@ def test_a_container_is_cancelled_from_another_process(
 
     thread = threading.Thread(target=work)
     thread.start()
-    wait((tmp_path / "runs/endless/checkpoints/step=4").exists, "a checkpoint", 120)
+    wait((tmp_path / "runs/endless/checkpoints/step=4").exists, "a checkpoint")
     run.Experiment.from_title("endless").cancel("endless")
-    thread.join(timeout=60)
+    thread.join(timeout=TIME_LIMIT)
     (error,) = failed
     assert isinstance(error, executors.JobFailed) and "stage 'endless' ended as" in str(error)
     assert folders.latest_checkpoint(tmp_path / "runs/endless") is not None

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from cluster import wait
 from hand import Slow
+from launching import TIME_LIMIT
 from nemo.lightning import RestoreConfig
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
@@ -117,12 +118,12 @@ if __name__ == "__main__":
     )
     client = subprocess.Popen([sys.executable, str(script)], start_new_session=True, stdout=subprocess.DEVNULL)
     metrics = tmp_path / "runs/ended/metrics.csv"
-    wait(lambda: metrics.is_file() and len(read_metrics(metrics)) > 4, "some steps", 150)
+    wait(lambda: metrics.is_file() and len(read_metrics(metrics)) > 4, "some steps")
     family = psutil.Process(client.pid).children(recursive=True)
     assert len(family) >= 3
     client.send_signal(signal.SIGINT)
-    assert client.wait(timeout=100) == 130
-    assert not psutil.wait_procs(family, timeout=10)[1], "somebody is left"
+    assert client.wait(timeout=TIME_LIMIT) == 130
+    assert not psutil.wait_procs(family, timeout=100)[1], "somebody is left"
     newest = folders.latest_checkpoint(tmp_path / "runs/ended")
     assert newest is not None and folders.find_corruption(newest) is None
     assert not list((tmp_path / "runs/ended/checkpoints").glob("*.partial"))

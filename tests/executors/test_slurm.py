@@ -16,7 +16,9 @@ import nemo_run as run
 import pytest
 from cluster import HERE, slurm, wait
 from hand import Slow
+from launching import TIME_LIMIT
 from nemo_run.config import get_nemorun_home
+from warm import export_lines as warm_lines
 
 from aligner import executors
 from aligner.checkpoint import checkpoint_diff, folders
@@ -54,14 +56,15 @@ def cluster(home: Path) -> Iterator[None]:
     os.environ.pop("SLURM_CONF", None)
 
 
-def on_slurm(**settings: Any) -> run.SlurmExecutor:
+def on_slurm(warm: bool = False, **settings: Any) -> run.SlurmExecutor:
+    """Two nodes with a GPU each; `warm`: ranks are forked from a process that has NeMo imported (see warm.py)."""
     given: dict[str, Any] = {"account": "tests", "partition": "gpu", "nodes": 2, "gpus_per_node": 1} | settings
     tests = str(Path(__file__).parent.parent)
     return executors.slurm(
         mem="3000",
         exclusive=False,
         env_vars=HERE,
-        setup_lines=[f"export PYTHONPATH=$PYTHONPATH:{shlex.quote(tests)}"],
+        setup_lines=[f"export PYTHONPATH=$PYTHONPATH:{shlex.quote(tests)}", *(warm_lines() if warm else [])],
         **given,
     )
 
@@ -110,8 +113,15 @@ def in_background(recipe: Any, name: str, **settings: Any) -> Background:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def limited(undisturbed: Path, home: Path, tiny_in: Callable[[Path], Tiny]) -> Background:
-    """The same run in jobs of two minutes that are warned after 30 to 60 seconds: Slurm looks twice a minute."""
+def limited(
+    request: pytest.FixtureRequest, undisturbed: Path, home: Path, tiny_in: Callable[[Path], Tiny]
+) -> Background | None:
+    """The same run in jobs of two minutes that are warned after 30 to 60 seconds: Slurm looks twice a minute.
+
+    It goes on beside the other tests, and is not begun where nobody asks for its end.
+    """
+    if not any(item.name == "test_a_time_limit_is_not_an_end" for item in request.session.items):
+        return None
     recipe = slow(tiny_in(home), "limited", STEPS, 3.0)
     return in_background(recipe, "limited", time="00:02:00", signal_delay_s=60)
 
@@ -159,12 +169,12 @@ def again(job: str) -> bool:
 
 
 def test_a_job_that_is_put_back_goes_on(undisturbed: Path, tiny: Tiny, tmp_path: Path) -> None:
-    thread, failed = in_background(slow(tiny, "requeued", STEPS, 0.7), "requeued")
-    wait(lambda: steps_of(tmp_path / "runs/requeued") >= 2, "two steps", 120)
+    thread, failed = in_background(slow(tiny, "requeued", STEPS, 0.7), "requeued", warm=True)
+    wait(lambda: steps_of(tmp_path / "runs/requeued") >= 2, "two steps")
     (job,) = queue("requeued")
     subprocess.run(["scontrol", "requeue", job], check=True)
-    wait(lambda: (begin_now(job), again(job))[1], "the job to run again", 150)
-    thread.join(timeout=200)
+    wait(lambda: (begin_now(job), again(job))[1], "the job to run again")
+    thread.join(timeout=TIME_LIMIT)
     assert not thread.is_alive() and not failed, failed
     jobs = sorted(path.name for path in (tmp_path / "runs/requeued/provenance").iterdir())
     assert jobs == ["job-1", "job-2"]
@@ -176,7 +186,7 @@ def test_a_failure_is_told_and_what_depends_on_it_never_begins(tiny: Tiny, tmp_p
     broken.data.train = str(tmp_path / "none.jsonl")
     later.resume.restore_config = run.Config(_restore(), path="stage:broken")
     with pytest.raises(executors.JobFailed) as found:
-        executors.launch({"broken": broken, "later": later}, on_slurm(nodes=1), name="chain")
+        executors.launch({"broken": broken, "later": later}, on_slurm(nodes=1, warm=True), name="chain")
     said = str(found.value)
     assert "stage 'broken' ended as FAILED (job " in said and "exit code 1, on n" in said
     assert "not begun: later" in said
@@ -224,10 +234,10 @@ def test_the_code_of_the_job_is_that_of_the_folder_it_is_called_in(
 @pytest.mark.slow
 def test_a_cancelled_job_is_not_a_success(tiny: Tiny, tmp_path: Path) -> None:
     thread, failed = in_background(slow(tiny, "canceled", 40, 0.5), "canceled")
-    wait(lambda: steps_of(tmp_path / "runs/canceled") >= 1, "a step", 120)
+    wait(lambda: steps_of(tmp_path / "runs/canceled") >= 1, "a step")
     (job,) = queue("canceled")
     subprocess.run(["scancel", job], check=True)
-    thread.join(timeout=100)
+    thread.join(timeout=TIME_LIMIT)
     (error,) = failed
     assert isinstance(error, executors.JobFailed) and "ended as CANCELLED" in str(error)
 
@@ -259,7 +269,7 @@ def test_a_dry_run_shows_the_script_and_submits_nothing(tiny: Tiny, capfd: Any) 
 @pytest.mark.slow
 def test_a_time_limit_is_not_an_end(limited: Background, undisturbed: Path, home: Path) -> None:
     thread, failed = limited
-    thread.join(timeout=300)
+    thread.join(timeout=TIME_LIMIT)
     assert not thread.is_alive() and not failed, failed
     assert len(list((home / "runs/limited/provenance").iterdir())) >= 2
     same_weights(undisturbed, home / "runs/limited")

@@ -13,7 +13,7 @@ from typing import Any
 import nemo_run as run
 import pytest
 import torch
-from launching import forked
+from launching import TIME_LIMIT, forked
 
 from aligner.common.errors import ConfigError, RowError
 from aligner.generate import journal
@@ -228,7 +228,7 @@ def test_a_killed_job_goes_on(policy: Path, prompts: str, answered: Path, tmp_pa
     output = tmp_path / "answers.jsonl"
     part = tmp_path / "answers.jsonl.parts/00000.jsonl"
     process = subprocess.Popen([sys.executable, "-c", KILLED, prompts, str(output), str(policy)])
-    end = time.monotonic() + 120
+    end = time.monotonic() + TIME_LIMIT
     while not part.exists() or part.read_bytes().count(b"\n") < 7:
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.02)

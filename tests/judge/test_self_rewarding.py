@@ -14,6 +14,7 @@ from typing import Any
 import fiddle as fdl
 import nemo_run as run
 import pytest
+from launching import TIME_LIMIT
 
 from aligner import executors
 from aligner.checkpoint import checkpoint_diff, folders
@@ -172,7 +173,7 @@ def killed_when(there: Callable[[], bool], recipe: Any, folder: Path) -> None:
     (folder / "job").write_text(ZlibJSONSerializer().serialize(recipe))
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.Popen([sys.executable, "-c", JOB, str(folder / "job")], env=env, start_new_session=True)
-    end = time.monotonic() + 200
+    end = time.monotonic() + TIME_LIMIT
     while not there():
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < end

@@ -15,7 +15,7 @@ import fiddle as fdl
 import nemo_run as run
 import pytest
 from hand import SaveGradients, SaveRows, differ, rows_of
-from launching import forked
+from launching import TIME_LIMIT, forked
 from nemo.collections import llm
 from nemo.lightning import RestoreConfig
 
@@ -107,7 +107,7 @@ class Bench:
         self.alone(cuts)
         jobs = [(ranks, self.job(n, kind_of(n), cut, ranks, layout)) for n, layout in layouts.items() for cut in cuts]
         scored = set((self.folder / "runs/reference").iterdir())
-        codes, said = forked(self.folder, jobs, limit=100 + 30 * ranks * len(layouts))
+        codes, said = forked(self.folder, jobs, limit=TIME_LIMIT + 60 * ranks * len(layouts))
         assert codes == [[0] * ranks] * len(jobs), said[-4000:]
         # One rank has scored the reference; one fingerprint names the weights in every layout.
         assert set((self.folder / "runs/reference").iterdir()) == scored
@@ -123,7 +123,7 @@ class Bench:
                 recipe.trainer.max_steps = steps
                 recipe.trainer.callbacks = []
                 jobs.append((ranks, recipe))
-        codes, said = forked(self.folder, jobs, limit=100 + 30 * len(jobs))
+        codes, said = forked(self.folder, jobs)
         assert codes == [[0] * ranks for ranks, _ in jobs], said[-4000:]
 
     def losses(self, name: str) -> list[float]:

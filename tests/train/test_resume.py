@@ -7,7 +7,7 @@ from typing import Any
 import fiddle as fdl
 import nemo_run as run
 import pytest
-from launching import forked
+from launching import TIME_LIMIT, forked
 from nemo.collections import llm
 from nemo.lightning import RestoreConfig
 
@@ -83,7 +83,7 @@ def runs(make: Any) -> Callable[[list[tuple[int, str, float]]], None]:
             names = {"straight": False, "resumed": True}
             jobs += [(ranks, make(kind, name, ranks, dropout, kill)) for name, kill in names.items()]
             jobs.append((ranks, make(kind, "resumed", ranks, dropout)))
-        codes, said = forked(make.folder, jobs, limit=60 + 40 * len(todo))
+        codes, said = forked(make.folder, jobs, limit=TIME_LIMIT + 60 * len(todo))
         wanted = [[code] * ranks for ranks, _, _ in todo for code in (0, -9, 0)]
         assert codes == wanted, (codes, said[-4000:])
 
