@@ -55,6 +55,22 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session")
+def hf() -> Any:
+    """The demo's tokenizer, which splits numbers into digits."""
+    from transformers import AutoTokenizer
+
+    from aligner.demo import toy
+
+    return AutoTokenizer.from_pretrained(toy.TOKENIZER)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A file of forty pairs."""
+    return write_rows(tmp_path / "rows.jsonl", 40)
+
+
 def write_rows(path: Path, count: int, seed: int = 0, longest: int = 6) -> Path:
     """Sums with answers of very unequal length; some are one character, some differ at their first token."""
     draw = random.Random(seed)

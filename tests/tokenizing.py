@@ -1,10 +1,15 @@
 """Small tokenizers with chosen merges, made on the spot."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from aligner.data.token_cache import TokenFile, TokenizationConfig, token_files
+
+PAIRS = TokenizationConfig("pairs", 64)
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -26,3 +31,9 @@ def byte_level(merges: Sequence[tuple[str, str]] = (), *, bos: bool = False, **o
     hf = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", **options)
     hf.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     return hf
+
+
+def token_file(path: Path, hf: Any, settings: TokenizationConfig, folder: Path, **options: Any) -> TokenFile:
+    """The token file of one file of rows."""
+    (found,) = token_files([path], hf, settings, folder, **options)
+    return found

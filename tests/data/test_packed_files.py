@@ -6,33 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_rows
-from tokenizing import byte_level
-from transformers import AutoTokenizer
+from tokenizing import PAIRS, byte_level, token_file
 
 from aligner.cli import pack_preferences
 from aligner.common.errors import ConfigError
 from aligner.data import prepacked
 from aligner.data.dataset import TokenizedDataset
-from aligner.data.token_cache import TokenFile, TokenizationConfig, token_files
+from aligner.data.token_cache import TokenizationConfig
 from aligner.demo import toy
-
-PAIRS = TokenizationConfig("pairs", 64)
-
-
-@pytest.fixture(scope="module")
-def hf() -> Any:
-    return AutoTokenizer.from_pretrained(toy.TOKENIZER)
-
-
-@pytest.fixture
-def rows(tmp_path: Path) -> Path:
-    return write_rows(tmp_path / "rows.jsonl", 40)
-
-
-def token_file(path: Path, hf: Any, settings: TokenizationConfig, folder: Path, **options: Any) -> TokenFile:
-    (found,) = token_files([path], hf, settings, folder, **options)
-    return found
 
 
 @pytest.fixture

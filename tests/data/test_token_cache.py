@@ -17,7 +17,7 @@ import pytest
 from conftest import write_rows
 from launching import TIME_LIMIT
 from reading import read_rows
-from tokenizing import byte_level
+from tokenizing import PAIRS, byte_level, token_file
 from transformers import AutoTokenizer
 
 from aligner.common import hashing
@@ -25,26 +25,9 @@ from aligner.common.errors import ConfigError, RowError
 from aligner.data import sources, token_cache
 from aligner.data.dataset import TokenizedDataset, next_different
 from aligner.data.examples import examples
-from aligner.data.token_cache import TokenFile, TokenizationConfig, token_files
+from aligner.data.token_cache import TokenizationConfig
 from aligner.data.tokenization import ResponseTokenizer
 from aligner.demo import toy
-
-PAIRS = TokenizationConfig("pairs", 64)
-
-
-@pytest.fixture(scope="module")
-def hf() -> Any:
-    return AutoTokenizer.from_pretrained(toy.TOKENIZER)
-
-
-@pytest.fixture
-def rows(tmp_path: Path) -> Path:
-    return write_rows(tmp_path / "rows.jsonl", 40)
-
-
-def token_file(path: Path, hf: Any, settings: TokenizationConfig, folder: Path, **options: Any) -> TokenFile:
-    (found,) = token_files([path], hf, settings, folder, **options)
-    return found
 
 
 def plain(path: Path, hf: Any, settings: TokenizationConfig = PAIRS) -> list[Any]:

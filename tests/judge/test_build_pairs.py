@@ -17,16 +17,18 @@ def named(folder: Path) -> tuple[str, str, str]:
     return str(folder / "p.jsonl"), str(folder / "c.jsonl"), str(folder / "j.jsonl")
 
 
-def test_too_few_pairs_stop_the_run(tmp_path: Path) -> None:
-    journal.write(tmp_path / "p.jsonl", [{"id": str(i), "prompt": f"{i}+1="} for i in range(10)])
+def two_responses(folder: Path, prompts: int) -> None:
+    """Two complete responses to each prompt."""
+    journal.write(folder / "p.jsonl", [{"id": str(i), "prompt": f"{i}+1="} for i in range(prompts)])
+    keys = [(f"{i}/{j}", str(j)) for i in range(prompts) for j in range(2)]
     journal.write(
-        tmp_path / "c.jsonl",
-        [
-            {"key": f"{i}/{j}", "response": f"{j}", "num_tokens": 1, "finish_reason": "stop"}
-            for i in range(10)
-            for j in range(2)
-        ],
+        folder / "c.jsonl",
+        [{"key": key, "response": text, "num_tokens": 1, "finish_reason": "stop"} for key, text in keys],
     )
+
+
+def test_too_few_pairs_stop_the_run(tmp_path: Path) -> None:
+    two_responses(tmp_path, 10)
     journal.write(tmp_path / "j.jsonl", [{"key": f"{i}/{j}/0", "score": 5} for i in range(10) for j in range(2)])
     files = named(tmp_path)
     with pytest.raises(
@@ -42,15 +44,7 @@ def test_too_few_pairs_stop_the_run(tmp_path: Path) -> None:
 
 
 def test_judge_pairs_have_a_cap_that_is_one(tmp_path: Path) -> None:
-    journal.write(tmp_path / "p.jsonl", [{"id": str(i), "prompt": f"{i}+1="} for i in range(20)])
-    journal.write(
-        tmp_path / "c.jsonl",
-        [
-            {"key": f"{i}/{j}", "response": f"{j}", "num_tokens": 1, "finish_reason": "stop"}
-            for i in range(20)
-            for j in range(2)
-        ],
-    )
+    two_responses(tmp_path, 20)
     journal.write(
         tmp_path / "j.jsonl", [{"key": f"{i}/{j}/0", "score": 5 * (j and i < 17)} for i in range(20) for j in range(2)]
     )
