@@ -23,25 +23,37 @@ if warm.PLACE not in os.environ:
 
 
 LONGEST = (
-    "slurm",
     "docs",
-    "ranks",
     "notebooks",
+    "ranks",
+    "slurm",
+    "architectures",
     "docker",
-    "self_rewarding",
+    "checkpointing",
+    "training_run",
+    "adapters",
     "generation",
-    "layouts",
-    "kill",
-    "stopping",
     "resume",
-    "packed",
+    "token_cache",
+    "nemo1",
+    "stopping",
+    "live_references",
+    "wheel",
     "launch",
     "commands",
+    "huggingface",
+    "packed",
+    "reference",
+    "judges",
+    "weights",
+    "patches",
+    "self_rewarding",
+    "layouts",
+    "kill",
     "verify_resume",
-    "architectures",
-    "checkpointing",
+    "accounts",
 )
-"""Files of tests that take minutes, begun first, so that two workers end together."""
+"""Files of tests by the time that they take, those of minutes first, so that two workers end together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
