@@ -61,20 +61,21 @@ def rank_zero_first() -> Iterator[bool]:
 
 
 LAUNCHER = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK")
-PRESERVED = (*LAUNCHER, *kernels.SET)
+PRESERVED = (*LAUNCHER, *kernels.SET, "OMP_NUM_THREADS")
 
 
 @contextlib.contextmanager
 def preserved_environment() -> Iterator[None]:
-    """Restore the environment variables that a run sets.
+    """Restore the environment variables and the number of threads that a run sets.
 
     Otherwise a process started later, for example from a notebook, would use this run's port, and the next run its
     kernels.
     """
-    before = {name: os.environ.get(name) for name in PRESERVED}
+    before, num_threads = {name: os.environ.get(name) for name in PRESERVED}, torch.get_num_threads()
     try:
         yield
     finally:
+        torch.set_num_threads(num_threads)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

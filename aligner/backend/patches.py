@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
+import pickle
 import time
 import types
 import warnings
@@ -269,6 +270,19 @@ def _dispatcher() -> None:
     module.maybe_move_tensor_to_cpu = move
 
 
+class _PickledQueue:
+    """Queue of a manager that holds bytes; unpickling the results would import torch in the manager's process."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+
+    def put(self, value: Any) -> None:
+        self._queue.put(pickle.dumps(value))
+
+    def get_nowait(self) -> Any:
+        return pickle.loads(self._queue.get_nowait())
+
+
 def _writer() -> None:
     import megatron.core.dist_checkpointing.strategies.filesystem_async as filesystem_async
 
@@ -278,7 +292,7 @@ def _writer() -> None:
         if module._results_queue is None:
             manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
             manager.start(process_pool.end_with_parent)
-            module._results_queue = manager.Queue()
+            module._results_queue = _PickledQueue(manager.Queue())
         return module._results_queue
 
     module._get_write_results_queue = results_queue
@@ -293,7 +307,11 @@ def _notebook() -> None:
 
 PATCHES = (
     Patch("lightning/.../accelerator_connector.py:579 refuses notebooks, for one rank, too", lambda: True, _notebook),
-    Patch("megatron/core/dist_checkpointing: a killed rank leaves 200 MB of a process behind", lambda: True, _writer),
+    Patch(
+        "megatron/core/dist_checkpointing: a killed rank leaves a process of 200 MB behind",
+        lambda: True,
+        _writer,
+    ),
     Patch("torch.cuda.* and device='cuda', written out in a dozen places of both", no_cuda, _cuda_functions),
     Patch("megatron/core/tensor_parallel/random.py: _get/_set_cuda_rng_state", no_cuda, _rng_tracker),
     Patch("nemo/lightning/megatron_init.py: _set_random_seed skips machines without GPUs", no_cuda, _seeding),

@@ -15,7 +15,7 @@ from megatron.core.transformer.attention import SelfAttention
 from nemo import lightning as nl
 from nemo.lightning.ckpt_utils import CONTEXT_PATH
 
-from aligner.backend import attention, cpu_linear, device, distributed, hardware, kernels, patches
+from aligner.backend import attention, cpu_linear, device, distributed, hardware, kernels, patches, threads
 from aligner.checkpoint import folders, huggingface, tokenizers
 from aligner.common import console
 from aligner.common.errors import ConfigError
@@ -100,6 +100,7 @@ class MegatronEngine(Engine):
         model: Any = load_context((base_checkpoint or source) / CONTEXT_PATH, "model")
         model.tokenizer = tokenizers.load_tokenizer(source)
         model.model_transform = None
+        threads.choose_num_threads(model.config.hidden_size)
         self._prepare(model, base_checkpoint or source)
         strategy = nl.MegatronStrategy(
             tensor_model_parallel_size=self.tensor_model_parallel_size, setup_optimizers=False, ckpt_async_save=False

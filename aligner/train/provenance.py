@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import inspect
 import json
@@ -141,6 +142,8 @@ def _git_state() -> tuple[str | None, str]:
     return commit, (git("diff", commit, *([snapshot] if snapshot else [])) or "") if commit else ""
 
 
+@functools.cache
 def _packages() -> list[str]:
-    versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    installed = (distribution.metadata for distribution in importlib.metadata.distributions())
+    versions = {metadata["Name"]: metadata["Version"] for metadata in installed if metadata["Name"]}
     return [f"{name}=={version}" for name, version in sorted(versions.items(), key=lambda item: item[0].lower())]

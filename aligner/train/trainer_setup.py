@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from nemo.lightning.callback_group import CallbackGroup
 from nemo.lightning.pytorch.callbacks import ModelTransform
 
-from aligner.backend import kernels
+from aligner.backend import kernels, threads
 from aligner.callbacks.loss_anomaly import LossAnomalyCallback
 from aligner.callbacks.metrics_callback import MetricsCallback
 from aligner.callbacks.preemption import Preemption
@@ -77,7 +77,7 @@ def add_callbacks(
 
 
 def choose_kernels(arguments: RunArguments) -> None:
-    """Switch on deterministic kernels if requested, and choose the attention backend.
+    """Switch on deterministic kernels if requested, and choose the attention backend and the number of threads.
 
     Raises:
         ConfigError: the environment demands other kernels.
@@ -85,6 +85,7 @@ def choose_kernels(arguments: RunArguments) -> None:
     if arguments.deterministic:
         kernels.switch_on(arguments.deterministic, arguments.model.config)
     kernels.choose_attention(arguments.model.config)
+    threads.choose_num_threads(arguments.model.config.hidden_size)
 
 
 def connect(arguments: RunArguments) -> None:
