@@ -63,7 +63,7 @@ def walk(at: Any, path: str) -> None:
         at = getattr(at, name)
     target = at.__fn_or_cls__
     known = set(inspect.signature(target).parameters)
-    if "config" in parents[-1:] and target.__name__ == "optimizer":
+    if "config" in parents[-1:] and target.__name__ == "optimizer_config":
         known |= {field.name for field in dataclasses.fields(OptimizerConfig)}
     assert last in known, f"{path}: no argument of {target}"
 

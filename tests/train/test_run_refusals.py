@@ -58,7 +58,7 @@ Execute = Callable[[Recipe], Path]
         ("data.batching", "pack", ConfigError, "data.batching: 'pack' is not one of padded, length_grouped"),
         ("model.tokenizer", None, ConfigError, "model.tokenizer: is None"),
         ("data.train", "", ConfigError, "data.train: is empty"),
-        ("data.overlong", "cut", ConfigError, "data.overlong: 'cut' is not one of drop, truncate, refuse"),
+        ("data.overlong", "cut", ConfigError, "data.overlong: 'cut' is not one of drop, truncate, error"),
         ("log.explicit_log_dir", "here", ConfigError, "log.explicit_log_dir: is set"),
         ("resume.resume_from_path", "there", ConfigError, "resume.resume_from_path: is set"),
     ],
