@@ -14,7 +14,7 @@ demo: .venv/installed  ## align a tiny model, start to finish
 
 # Two at a time: most of a test's time is imports and single-threaded start-up. A file's tests share what they set up.
 test: check  ## lint, format, types and tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 check: .venv/installed
 	$(BIN)/ruff check .

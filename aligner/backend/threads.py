@@ -13,8 +13,8 @@ SMALL = 256
 def choose_num_threads(hidden_size: int) -> None:
     """Compute with one thread if the model is small; `OMP_NUM_THREADS` in the environment has precedence.
 
-    OpenMP's threads wait for each other in a busy loop. If other programs use the cores, a step of the demo's model
-    takes five to ten times as long with two threads as with one.
+    OpenMP's threads wait for each other in a busy loop. Beside one other program on two cores, a step of the demo's
+    model takes three times as long with two threads as with one (`benchmarks/threads.py`).
     """
     if no_cuda() and hidden_size < SMALL and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
