@@ -66,7 +66,8 @@ def verdict(report: LintReport) -> str:
     errors, warnings = report.errors, len(report.findings) - report.errors
     if not report.findings:
         return "nothing found"
-    return f"{errors} kinds of error, {warnings} kinds of warning"
+    counts = ((errors, "error"), (warnings, "warning"))
+    return ", ".join(f"{count} kind{'s' * (count != 1)} of {severity}" for count, severity in counts)
 
 
 def text(report: LintReport) -> str:
