@@ -39,7 +39,7 @@ class Scored:
     tokens_P: Tensor
     """Unpadded tokens of an example's sequences, including prompts."""
     kl: float = 0.0
-    """KTO's KL estimate over the global batch, nats."""
+    """KTO's KL estimate over the global batch, nats; nats per token if the loss has `average_log_probs`."""
 
 
 @dataclass(frozen=True, kw_only=True)
