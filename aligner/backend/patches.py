@@ -197,6 +197,10 @@ LOCAL_NAMES = {
 }
 
 
+OUTPUT_LAYER = "output_layer.weight"
+"""What a model with tied embeddings has none of."""
+
+
 def _local_name(name: Any) -> Any:
     if isinstance(name, tuple | list):
         return type(name)(map(_local_name, name))
@@ -222,6 +226,25 @@ def _connectors() -> None:
             if dtype := getattr(model.config, "params_dtype", None):
                 model.to(dtype)
         return upstream(source, target, local_mapping, *args, **kwargs)
+
+    module.apply_transforms = apply_transforms
+
+
+def _tied_embeddings() -> None:
+    import nemo.lightning.io as io
+
+    module: Any = io
+    upstream = module.apply_transforms
+
+    @functools.wraps(upstream)
+    def apply_transforms(source: Any, target: Any, mapping: dict[str, str], *args: Any, **kwargs: Any) -> Any:
+        shared = any(getattr(model.config, "share_embeddings_and_output_weights", False) for model in (source, target))
+        if not shared:
+            return upstream(source, target, mapping, *args, **kwargs)
+        mapping = {theirs: ours for theirs, ours in mapping.items() if OUTPUT_LAYER not in (theirs, ours)}
+        transforms = kwargs.pop("transforms", None) or (args[0] if args else [])
+        own = [t for t in transforms if OUTPUT_LAYER not in (t.source_key, t.target_key)]
+        return upstream(source, target, mapping, own, *args[1:], **kwargs)
 
     module.apply_transforms = apply_transforms
 
@@ -312,6 +335,7 @@ PATCHES = (
         lambda: True,
         _writer,
     ),
+    Patch("nemo/collections/llm/gpt/model/qwen2.py maps an output layer, tied or not", lambda: True, _tied_embeddings),
     Patch("torch.cuda.* and device='cuda', written out in a dozen places of both", no_cuda, _cuda_functions),
     Patch("megatron/core/tensor_parallel/random.py: _get/_set_cuda_rng_state", no_cuda, _rng_tracker),
     Patch("nemo/lightning/megatron_init.py: _set_random_seed skips machines without GPUs", no_cuda, _seeding),

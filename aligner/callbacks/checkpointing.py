@@ -18,6 +18,7 @@ from nemo.utils.callbacks.dist_ckpt_io import AsyncFinalizableCheckpointIO
 from aligner.backend.device import communication_device
 from aligner.callbacks import validation_loop
 from aligner.checkpoint import folders
+from aligner.checkpoint.source_files import SourceFiles
 from aligner.common.errors import CheckpointError, ConfigError
 from aligner.common.files import PARTIAL, fsync_dir
 from aligner.losses import metrics
@@ -79,6 +80,8 @@ class CheckpointCallback(nl.ModelCheckpoint):
         self.save_top_k = save_top_k
         self.describe: Callable[[], dict[str, Any]] = dict
         """Returns checkpoint metadata beside the step; `aligner.train.trainer_setup` sets it."""
+        self.source_files = SourceFiles(None)
+        """Files that belong beside the weights; `aligner.train.trainer_setup` sets them."""
         self._saved_at = time.monotonic()
         self._waits_for_validation, self._validated_step = False, -1
         self._removals: list[threading.Thread] = []
@@ -213,6 +216,7 @@ class CheckpointCallback(nl.ModelCheckpoint):
         return finish
 
     def _put_in_place(self, partial: Path, metadata: dict[str, Any]) -> None:
+        self.source_files.write(partial)
         (partial / folders.METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
         target = partial.with_suffix("")
         if target.exists():

@@ -5,26 +5,18 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from aligner.checkpoint import import_checks, nemo1_archive
+from aligner.checkpoint import import_checks, nemo1_archive, source_files
 from aligner.common.errors import CheckpointError
 from aligner.common.files import atomic_write
 
-# Hugging Face's model_type -> NeMo's classes in nemo.collections.llm.
-ARCHITECTURES = {
-    "llama": ("LlamaModel", "LlamaConfig"),
-    "mistral": ("MistralModel", "MistralConfig7B"),
-    "mixtral": ("MixtralModel", "MixtralConfig"),
-    "nemotron": ("NemotronModel", "NemotronConfig"),
-    "qwen2": ("Qwen2Model", "Qwen2Config"),
-    "qwen3": ("Qwen3Model", "Qwen3Config"),
-    "qwen3_moe": ("Qwen3Model", "Qwen3Config"),
-    "gemma2": ("Gemma2Model", "Gemma2Config"),
-}
+REFUSED = 3
+"""Exit code of an import in a process of its own whose last line says why the model is refused."""
 
 
 def is_importable(path: str) -> bool:
@@ -36,15 +28,18 @@ def is_importable(path: str) -> bool:
     )
 
 
-def import_hf(source: str, output: str) -> Path:
+def import_hf(source: str, output: str, compare: bool = True) -> Path:
     """Convert a Hugging Face model, or a `.nemo` archive of NeMo 1, to a NeMo checkpoint.
+
+    Configuration, generation settings, tokenizer and chat template stay beside the weights, for `export-hf`.
 
     Args:
         source: `hf://name`, a folder that transformers loads, or a `.nemo` archive.
         output: checkpoint folder to write; must not exist.
+        compare: compare log-probabilities of 384 tokens with transformers' model; the checkpoint records the result.
 
     Raises:
-        CheckpointError: the architecture of the source is not supported, or the output exists.
+        CheckpointError: the model is not supported, or differs from transformers' own, or the output exists.
     """
     target = Path(output).expanduser()
     if target.exists():
@@ -52,27 +47,50 @@ def import_hf(source: str, output: str) -> Path:
     if nemo1_archive.is_archive(source):
         return _import_archive(Path(source).expanduser(), target)
     name = source.removeprefix("hf://")
-    config = _config(name)
-    kind = config.get("model_type")
-    if kind not in ARCHITECTURES:
-        raise CheckpointError(
-            f"source: {name} is of the architecture {kind!r}; can be imported: {', '.join(ARCHITECTURES)}"
-        )
-    import_checks.check(name, config)
+    folder = source_files.local_folder(name)
+    config = source_files.read_json(folder / source_files.CONFIG)
     from aligner.backend import patches
 
     patches.apply()
-    from nemo.collections import llm
+    from aligner.checkpoint import connectors
 
+    kind = config.get("model_type")
+    if kind not in connectors.ARCHITECTURES:
+        raise CheckpointError(
+            f"source: {name} is of the architecture {kind!r}; can be imported: {', '.join(connectors.ARCHITECTURES)}"
+        )
+    import_checks.check(name, config)
     from aligner.backend.distributed import preserved_environment
     from aligner.model.architecture import vocabulary_rows
 
-    model, sizes = (getattr(llm, name) for name in ARCHITECTURES[kind])
-    # The sizes are placeholders: the importer reads the real ones from the Hugging Face config.
-    placeholder = model(sizes(num_layers=1, hidden_size=8, num_attention_heads=1))
-    with atomic_write(target) as partial, preserved_environment():
-        llm.import_ckpt(placeholder, f"hf://{name}", output_path=partial)
+    with atomic_write(target) as partial, preserved_environment(), tempfile.TemporaryDirectory() as own:
+        readable = _readable_folder(name, folder, config, Path(own) / "source")
+        tokenizer = Path(own) / "nemo_tokenizer"
+        importer = connectors.importer(kind, readable, tokenizer_folder=tokenizer, compares=compare)
+        importer(partial)
         import_checks.rows(name, stored=vocabulary_rows(partial) or 0, vocabulary=config.get("vocab_size", 0))
+        kept = partial / source_files.FOLDER
+        source_files.copy(folder, kept)
+        origin: dict[str, Any] = {"source": str(folder.resolve()) if folder == Path(name).expanduser() else name}
+        if importer.comparison is not None:
+            origin["comparison"] = importer.comparison.as_dict()
+            print(importer.comparison)
+        (kept / source_files.ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
+    return target
+
+
+def _readable_folder(name: str, folder: Path, config: dict[str, Any], target: Path) -> Path:
+    """Make a folder of links in which NeMo's importers find the files, and the keys of config.json, that they read."""
+    target.mkdir()
+    for path in folder.resolve().iterdir():
+        if path.name != source_files.CONFIG:
+            (target / path.name).symlink_to(path)
+    readable = import_checks.as_transformers_4(name, config)
+    (target / source_files.CONFIG).write_text(json.dumps(readable))
+    if not (target / source_files.GENERATION).exists():
+        from transformers import AutoConfig, GenerationConfig
+
+        GenerationConfig.from_model_config(AutoConfig.from_pretrained(target)).save_pretrained(target)
     return target
 
 
@@ -91,6 +109,8 @@ def _import_archive(archive: Path, target: Path) -> Path:
 def export_hf(checkpoint: str, output: str) -> Path:
     """Export a NeMo checkpoint (its folder, or the latest of a run) to a folder that `transformers` loads.
 
+    The folder holds the files of the Hugging Face model that training started from, byte for byte, and new weights in
+    the same precision. What training changed of the files is listed: another tokenizer, tokens that end an answer.
     Adapters are exported without their base model, to a folder that `peft` loads on top of it.
 
     Args:
@@ -103,12 +123,8 @@ def export_hf(checkpoint: str, output: str) -> Path:
     from aligner.backend import patches
 
     patches.apply()
-    from nemo.collections import llm
-    from nemo.lightning.ckpt_utils import CONTEXT_PATH
-    from nemo.lightning.io import load_context
-
     from aligner.backend.distributed import preserved_environment
-    from aligner.checkpoint import peft_export
+    from aligner.checkpoint import connectors, export_files, peft_export
     from aligner.checkpoint.folders import resolve_checkpoint
     from aligner.model.adapters import base_of
 
@@ -116,22 +132,18 @@ def export_hf(checkpoint: str, output: str) -> Path:
     target = Path(output).expanduser()
     if target.exists():
         raise CheckpointError(f"output: {target} exists already; remove it or name another folder")
-    kind = type(load_context(source / CONTEXT_PATH, "model"))
-    if kind is llm.GPTModel:
-        raise CheckpointError(
-            f"checkpoint: {source} holds a plain GPTModel (GPT-2B), which NeMo has no Hugging Face form of; "
-            "use it as a NeMo checkpoint"
-        )
     with atomic_write(target) as partial, preserved_environment():
         if base_of(source):
             peft_export.write(source, partial)
         else:
-            llm.export_ckpt(path=source, target="hf", output_path=partial)
+            exporter = connectors.exporter(source)
+            exporter(partial)
+            export_files.complete(partial, source, exporter.trained_with)
     return target
 
 
-def import_once(source: str, cache: Path) -> Path:
-    """Return the NeMo checkpoint of a Hugging Face model; the first call imports it into `cache`.
+def import_once(source: str, cache: Path, *, compare: bool = True) -> Path:
+    """Return the NeMo checkpoint of a Hugging Face model; the first call imports it into `cache`, see `import_hf`.
 
     If several ranks or runs call at once, one converts. The conversion has a process of its own, because it sets up
     a one-rank Megatron that the training could not tear down cleanly.
@@ -141,12 +153,14 @@ def import_once(source: str, cache: Path) -> Path:
     with FileLock(f"{target}.lock"):
         if not target.exists():
             done = subprocess.run(
-                [sys.executable, "-m", "aligner.checkpoint.huggingface", source, str(target)],
+                [sys.executable, "-m", "aligner.checkpoint.huggingface", source, str(target), str(int(compare))],
                 env=_environment_without_ranks(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
+            if done.returncode == REFUSED:
+                raise CheckpointError(f"resume.restore_config.path: {done.stdout.splitlines()[-1]}")
             if done.returncode:
                 raise CheckpointError(f"resume.restore_config.path: importing {source} failed:\n{done.stdout[-3000:]}")
     return target
@@ -193,24 +207,10 @@ def _environment_without_ranks() -> dict[str, str]:
     }
 
 
-def _config(name: str) -> dict[str, Any]:
-    path = Path(name).expanduser() / "config.json"
-    if path.is_file():
-        try:
-            return json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"source: {path} is not JSON ({error})") from None
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(name).to_dict()
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"source: {name} is neither a folder with config.json nor to be had from the hub ({first})"
-        ) from None
-
-
 if __name__ == "__main__":
     # Megatron's writer starts a process that imports this module again, so heavy imports are inside functions.
-    import_hf(sys.argv[1], sys.argv[2])
+    try:
+        import_hf(sys.argv[1], sys.argv[2], compare=bool(int(sys.argv[3])))
+    except CheckpointError as refusal:
+        print(" ".join(str(refusal).splitlines()))
+        sys.exit(REFUSED)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from aligner.checkpoint.source_files import SourceFiles
 from aligner.common.errors import CheckpointError
 from aligner.common.files import atomic_write
 
@@ -48,6 +49,7 @@ def merge_lora(checkpoint: str, output: str) -> Path:
         _merge_adapters(model)
         trainer.save_checkpoint(partial, weights_only=True)
         TrainerContext.from_trainer(trainer).io_dump(partial / CONTEXT_PATH, yaml_attrs=["model"])
+        SourceFiles(base).write(partial)
     return target
 
 

@@ -6,6 +6,7 @@ NeMo's own exporter omits DoRA's magnitudes, which `peft` then fills with garbag
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from nemo.lightning.ckpt_utils import CONTEXT_PATH, WEIGHTS_PATH
 from nemo.lightning.io import load_context
 from torch import Tensor
 
+from aligner.checkpoint import folders, source_files
 from aligner.common.errors import CheckpointError
-from aligner.model.adapters import peft_config_of
+from aligner.model.adapters import base_of, peft_config_of
 
 # Megatron's linear layers -> those of Hugging Face's Llama, in the order of their rows.
 LAYERS = {
@@ -57,6 +59,7 @@ def write(checkpoint: Path, output: Path) -> None:
     output.mkdir(parents=True)
     safetensors.torch.save_file(tensors, output / "adapter_model.safetensors", metadata={"format": "pt"})
     LoraConfig(
+        base_model_name_or_path=_base_name(checkpoint),
         r=peft_config.dim,
         lora_alpha=peft_config.alpha,
         lora_dropout=peft_config.dropout,
@@ -64,6 +67,20 @@ def write(checkpoint: Path, output: Path) -> None:
         use_dora=isinstance(peft_config, DoRA),
         task_type="CAUSAL_LM",
     ).save_pretrained(str(output))
+
+
+def _base_name(checkpoint: Path) -> str | None:
+    """Return the Hugging Face folder or name of the base; None if the base was trained after its import."""
+    base = base_of(checkpoint)
+    assert base is not None
+    name = source_files.origin(base).get("source")
+    if name is None or (base / folders.METADATA_FILE).is_file():
+        print(
+            f"adapter_config.json: names no base, because {base} is not as it came from Hugging Face; export it, too "
+            f"(nemo llm export-hf -y checkpoint={shlex.quote(str(base))} output=base), and load the adapters onto it"
+        )
+        return None
+    return name
 
 
 def _load_adapters(checkpoint: Path) -> dict[str, Tensor]:

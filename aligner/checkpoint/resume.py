@@ -23,10 +23,12 @@ class Resume(nl.AutoResume):
         init_stage: recipe of an earlier stage. It runs unless it has run already; its latest checkpoint is the start.
         allow_changes: settings that may differ from those of earlier jobs, as ["loss.beta"]. A change of any other
             setting is refused, with its old and new value.
+        compare_import: compare log-probabilities of an imported model with transformers' (`import-hf`).
     """
 
     init_stage: Optional[Callable[[], Path]] = None
     allow_changes: list[str] = field(default_factory=list)
+    compare_import: bool = True
     resume_if_exists: bool = True
     resume_ignore_no_checkpoint: bool = True
 
@@ -69,7 +71,7 @@ class Resume(nl.AutoResume):
         path = str(self.restore_config.path)
         self.imported = huggingface.is_importable(path)
         if self.imported:
-            start = huggingface.import_once(path, cache)
+            start = huggingface.import_once(path, cache, compare=self.compare_import)
         elif path.startswith("nemo://"):
             start = self._extract_path(path)
         else:

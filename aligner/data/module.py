@@ -27,7 +27,7 @@ from nemo.lightning.io.mixin import IOMixin  # noqa: E402
 from nemo.lightning.megatron_parallel import MegatronStep  # noqa: E402
 from nemo.lightning.pytorch.plugins import MegatronDataSampler  # noqa: E402
 
-from aligner.common.errors import ConfigError  # noqa: E402
+from aligner.common.errors import ConfigError, RowError  # noqa: E402
 from aligner.data import (  # noqa: E402
     prepacked,
     sources,
@@ -196,6 +196,28 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         files = self.datasets["train"].files
         sizes = (len(self.packs["train"]),) if "train" in self.packs else tuple(map(len, files))
         self.order = GlobalBatchSampler(self.seed, sizes, self._weights)
+
+    def check_vocabulary(self, tokenizer: Any, rows: int) -> None:
+        """Check that every token has a row in an embedding of `rows` rows; a padding token without one is replaced.
+
+        Raises:
+            RowError: a token has none; the message has the first row with it.
+        """
+        hf = getattr(tokenizer, "tokenizer", tokenizer)
+        if len(hf) <= rows:
+            return
+        if self._pad_id >= rows:
+            self._pad_id = 0  # padding is masked, so any row will do
+        for dataset in self.datasets.values():
+            for file in dataset.files:
+                outside = file.first_outside(rows)
+                if outside:
+                    source, token = outside
+                    raise RowError(
+                        f"{source}: holds the token {hf.convert_ids_to_tokens(token)!r} of id {token}, but the model's "
+                        f"embedding has {rows} rows, and its tokenizer {len(hf)} tokens; resize the embeddings first "
+                        "(transformers: model.resize_token_embeddings), or use the tokenizer that the model came with"
+                    )
 
     def _cache_folder(self, runs: Path) -> Path:
         return Path(self.cache_dir).expanduser() if self.cache_dir else runs / "tokens"

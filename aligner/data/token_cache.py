@@ -106,6 +106,20 @@ class TokenFile(Sequence[Example]):
         hashes = [batch.column("prompt_hash").to_numpy() for batch in self._batches]
         return np.concatenate([np.zeros(0, np.int64), *hashes])
 
+    def first_outside(self, rows: int) -> tuple[str, int] | None:
+        """Return source and token id of the first example with an id of `rows` or more; None if there is none."""
+        found: tuple[int, int] | None = None
+        for start, batch in zip(self._starts, self._batches, strict=False):
+            for name in ("prompt", *self.settings.responses):
+                column = batch.column(name)
+                at = np.flatnonzero(column.values.to_numpy() >= rows)[:1]
+                if len(at):
+                    row = int(np.searchsorted(column.offsets.to_numpy(), at[0], side="right")) - 1
+                    found = min(found or (len(self), 0), (int(start) + row, int(column.values[int(at[0])].as_py())))
+            if found:
+                return self[found[0]].source, found[1]
+        return None
+
     def _lengths(self, name: str) -> np.ndarray:
         lengths = [np.diff(batch.column(name).offsets.to_numpy()) for batch in self._batches]
         return np.concatenate([np.zeros(0, np.int32), *lengths])

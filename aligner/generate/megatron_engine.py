@@ -16,9 +16,9 @@ from nemo import lightning as nl
 from nemo.lightning.ckpt_utils import CONTEXT_PATH
 
 from aligner.backend import attention, cpu_linear, device, distributed, hardware, kernels, patches, threads
-from aligner.checkpoint import folders, huggingface, tokenizers
+from aligner.checkpoint import folders, huggingface, source_files, tokenizers
 from aligner.common import console
-from aligner.common.errors import ConfigError
+from aligner.common.errors import ConfigError, RowError
 from aligner.data.tokenization import ResponseTokenizer
 from aligner.generate.decoding import DecodedSequence, DecodeRequest, Vocabulary, decode
 from aligner.generate.engine import Engine, GenerationRequest, GenerationResult
@@ -127,7 +127,14 @@ class MegatronEngine(Engine):
             cpu_linear.replace_linear(module)
         self._model = module
         self._encode = ResponseTokenizer(model.tokenizer, apply_chat_template=self.apply_chat_template)
-        self._longest = int(model.config.seq_length)
+        self._longest, self._rows = int(model.config.seq_length), int(model.config.vocab_size)
+        self._ends = self._source_ends(base_checkpoint or source)
+
+    @staticmethod
+    def _source_ends(checkpoint: Path) -> set[int]:
+        """Return the tokens that end an answer of the Hugging Face model that the checkpoint descends from."""
+        kept = source_files.kept_in(checkpoint)
+        return set(source_files.ends(kept)) if kept else set()
 
     def _prepare(self, model: Any, source: Path) -> None:
         """Replace training settings of the checkpoint by those for generation."""
@@ -163,22 +170,33 @@ class MegatronEngine(Engine):
         self, questions: Sequence[GenerationRequest], sampling: Sampling
     ) -> list[tuple[GenerationRequest, str]]:
         room = self._longest - sampling.max_tokens
+        self._check_vocabulary(questions)
         return [
             (q, f"{count} tokens, and {self._longest} less max_tokens={sampling.max_tokens} leave {room}")
             for q in questions
             if (count := len(self._encode.encode_prompt(q.source, q.prompt))) > room
         ]
 
+    def _check_vocabulary(self, questions: Sequence[GenerationRequest]) -> None:
+        rows, hf = self._rows, self._encode.hf
+        for q in questions if len(hf) > rows else ():
+            outside = [token for token in self._encode.encode_prompt(q.source, q.prompt) if token >= rows]
+            if outside:
+                raise RowError(
+                    f"{q.source}: holds the token {hf.convert_ids_to_tokens(outside[0])!r} of id {outside[0]}, but the "
+                    f"embedding of {self.checkpoint} has {rows} rows"
+                )
+
     def generate(self, questions: Sequence[GenerationRequest], sampling: Sampling) -> Iterator[GenerationResult]:
         prompt_tokens = {q.key: self._encode.encode_prompt(q.source, q.prompt) for q in questions}
         prompts = [DecodeRequest(key=q.key, tokens=prompt_tokens[q.key], seed=q.seed) for q in questions]
         if not prompts:
             return
-        hf, stop_token_ids = self._encode.hf, frozenset(self._encode.stop_token_ids)
+        hf, stop_token_ids = self._encode.hf, frozenset(self._encode.stop_token_ids | self._ends)
         vocabulary = Vocabulary(
-            size=len(hf),
+            size=min(len(hf), self._rows),
             stop_token_ids=stop_token_ids,
-            special=frozenset(self._encode.special),
+            special=frozenset(self._encode.special | self._ends),
             decode=lambda ids: _detokenize(hf, ids),
         )
         longest = max(len(tokens) for tokens in prompt_tokens.values())

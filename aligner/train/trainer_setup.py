@@ -19,6 +19,7 @@ from aligner.callbacks.progress import Progress
 from aligner.callbacks.reference_callback import ReferenceCallback
 from aligner.callbacks.step_preparation import StepPreparation
 from aligner.callbacks.watchdog import Watchdog
+from aligner.checkpoint.source_files import SourceFiles
 from aligner.common import run_folder
 from aligner.model import policy
 from aligner.train import resume_settings, run_lock, wandb_run
@@ -53,6 +54,8 @@ def add_callbacks(
         resumed=start.resumed,
         start_adapters=arguments.resume.adapters if arguments.resume else None,
     )
+    if arguments.trainer.is_global_zero:
+        checkpoint.source_files = SourceFiles(start.checkpoint)
     checkpoint.describe = functools.partial(resume_settings.checkpoint_metadata, arguments, settings)
     preemption = Preemption(limits.seconds, checkpoint, began=began)
     ours = [

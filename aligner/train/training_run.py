@@ -91,6 +91,8 @@ class TrainingRun:
             self._tokenize()
             self._plan_steps()
             self.start = starting_point.find(self.arguments)
+        if self.start.checkpoint is not None:
+            data.check_vocabulary(model.tokenizer, model.config.vocab_size)
 
     def _tokenize(self) -> None:
         arguments = self.arguments

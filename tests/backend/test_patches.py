@@ -71,6 +71,12 @@ from nemo.collections.llm.gpt.model.llama import HFLlamaImporter
 source = inspect.getsource(HFLlamaImporter.convert_state)
 print("needed" if "self_attention.linear_qkv.layer_norm_weight" in source else "")
 """,
+    "tied embeddings": """
+import inspect
+from nemo.collections.llm.gpt.model.qwen2 import HFQwen2Importer
+source = inspect.getsource(HFQwen2Importer.convert_state)
+print("needed" if "output_layer.weight" in source and "tie" not in source else "")
+""",
     "norms": """
 from types import SimpleNamespace
 from megatron.core.transformer.torch_norm import WrappedTorchNorm

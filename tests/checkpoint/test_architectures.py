@@ -71,6 +71,7 @@ def made(home: Path, rows: str) -> Path:
         torch.manual_seed(0)
         model = getattr(transformers, f"{kind}ForCausalLM")(config)
         (model.bfloat16() if name in HALF else model).save_pretrained(folder)
+        (folder / "generation_config.json").write_text('{"eos_token_id": [1, 2], "top_p": 0.9}')
         # Where a run looks before it imports in a process of its own.
         imported = home / "runs/models" / huggingface.cache_name(str(folder))
         jobs.append((1, run.Partial(huggingface.import_hf, source=str(folder), output=str(imported))))
@@ -85,7 +86,8 @@ def made(home: Path, rows: str) -> Path:
     jobs.append((1, second))
     codes, said = forked(home, jobs, limit=2 * TIME_LIMIT)
     (home / "said").write_text(said)
-    assert codes == [[0]] * len(jobs), [(list(MODELS)[i // 3], i % 3) for i, c in enumerate(codes) if c != [0]]
+    ended = [*((name, what) for name in MODELS for what in ("import", "run", "export")), ("second", "run")]
+    assert not [job for job, code in zip(ended, codes, strict=True) if code != [0]], said[-3000:]
     return home
 
 
@@ -123,7 +125,12 @@ def test_a_recipe_aligns_its_architecture_there_and_back(made: Path, rows: str, 
     assert first["val/loss"] == pytest.approx(0.6931471806, abs=1e-6)
     assert first["val/logps_chosen_mean"] == pytest.approx(mean_logp(made / name, rows), rel=1e-5)
     assert last["val/loss"] < first["val/loss"]
-    # Stored again in the precision that it came in.
+    # All but the weights is as it came, and is stored in the precision that it came in.
+    before, after = (
+        {path.name: path.read_bytes() for path in (made / folder).iterdir() if path.suffix != ".safetensors"}
+        for folder in (name, f"{name} aligned")
+    )
+    assert before == after
     rounded = 2e-2 if name in HALF else 1e-5
     assert last["val/logps_chosen_mean"] == pytest.approx(mean_logp(made / f"{name} aligned", rows), rel=rounded)
 

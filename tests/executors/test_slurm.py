@@ -216,14 +216,13 @@ def test_the_code_of_the_job_is_that_of_the_folder_it_is_called_in(
         monkeypatch.setenv(f"GIT_{role}_EMAIL", "a@b")
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
         subprocess.run(["git", *words], check=True)
-    changed = repository / "aligner/report.py"
+    changed = repository / "aligner/train/summary.py"
     changed.write_text(changed.read_text().replace('f"{split}: {report}"', 'f"{split}, said anew: {report}"'))
     (repository / "extra.py").write_text("")
     executors.launch({"code": tiny("code")}, on_slurm(nodes=1), name="code")
     said = capsys.readouterr().err
-    assert (
-        "not shipped: extra.py" in said and "shipped as they are, not as they were committed: aligner/report.py" in said
-    )
+    assert "not shipped: extra.py" in said
+    assert "shipped as they are, not as they were committed: aligner/train/summary.py" in said
     (log,) = (Path(get_nemorun_home()) / "experiments/code").glob("*/code/log-*.out")
     assert "train, said anew: 16 of 16 pairs" in log.read_text()
     job = tmp_path / "runs/code/provenance/job-1"

@@ -263,6 +263,9 @@ def test_merged_equals_exported_on_top_of_the_base(
     assert {p.name for p in exported.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
     loaded = hf_peft.PeftModel.from_pretrained(theirs, str(exported))
     torch.testing.assert_close(logits(loaded), logits(whole), rtol=1e-4, atol=1e-4)
+    # It names its base, and is found by its own name alone.
+    alone = hf_peft.AutoPeftModelForCausalLM.from_pretrained(str(exported))
+    torch.testing.assert_close(logits(alone), logits(whole), rtol=1e-4, atol=1e-4)
 
 
 def test_what_cannot_be_merged_is_refused(tiny: Tiny, execute: Execute, tmp_path: Path) -> None:
