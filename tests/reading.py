@@ -25,10 +25,22 @@ def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
 def read_rows(path: Any) -> list[Any]:
     """The rows of a file, checked as a run checks them."""
     from aligner.data import sources
-    from aligner.data.rows import parse_line
+    from aligner.data.forms.form import Options
+    from aligner.data.rows import FormatCounts
     from aligner.data.token_cache import check_rows
 
     (part,) = sources.resolve_files(str(path), "data.train")
-    check_rows(part.path, Path(tempfile.mkdtemp()))
-    chunks = sources.chunks(part.path)
-    return [row for chunk in chunks for text, source in chunk.texts() for row in parse_line(text, source)]
+    check_rows(part.path, Path(tempfile.mkdtemp()), Options())
+    reader = sources.reader_of(part.path, Options())
+    return [row for chunk in sources.chunks(part.path) for row in reader.rows(chunk.texts(), FormatCounts())]
+
+
+def row_of(values: dict[str, Any], source: str = "f.jsonl:1") -> list[Any]:
+    """The rows of one line."""
+    import json
+
+    from aligner.data.forms.table import recognize
+    from aligner.data.rows import FormatCounts
+
+    line = json.dumps(values)
+    return list(recognize(line, source).rows([(line, source)], FormatCounts()))

@@ -49,6 +49,10 @@ class Batch:
     """Flat index, over all rows, of the first label of each response."""
     length_S: Tensor
     """Number of response tokens."""
+    unscored_U: Tensor
+    """Flat index, over all rows, of each label inside a response that is context: results of tools."""
+    scored_S: Tensor
+    """Number of scored response tokens: `length_S` less those."""
     total_S: Tensor
     """Number of prompt and response tokens."""
     index_P: Tensor
@@ -71,11 +75,12 @@ class Batch:
         return [self.tokens_RT.shape[1]] if self.cu_seqlens is None else self.cu_seqlens.diff().tolist()
 
     def loss_mask_RT(self) -> Tensor:
-        """Return a mask of the labels that belong to responses."""
+        """Return a mask of the labels that are scored."""
         steps = torch.zeros(self.labels_RT.numel() + 1, dtype=torch.int32, device=self.labels_RT.device)
         steps = steps.index_add(0, self.start_S, steps.new_ones(len(self.start_S)))
         steps = steps.index_add(0, self.start_S + self.length_S, steps.new_full(self.start_S.shape, -1))
-        return steps.cumsum(0)[:-1].reshape(self.labels_RT.shape).bool()
+        mask = steps.cumsum(0)[:-1].bool()
+        return mask.index_fill(0, self.unscored_U, False).reshape(self.labels_RT.shape)
 
     def cuda(self, non_blocking: bool = True) -> Batch:
         """Return the batch on this process's device."""
@@ -141,13 +146,18 @@ def collate(
     # Padding is never read. Without this reset, padding positions could exceed a table of learned positions.
     position_ids *= position_ids < (prompts + lengths - 1).repeat_interleave(widths)
     others = [item.mismatched for item in items if item.mismatched is not None]
+    starts = begins + prompts - 1
+    unscored = [item.example.unscored[k] if item.example.unscored else [] for k in responses for item in items]
+    flat = [start + i for start, positions in zip(starts.tolist(), unscored, strict=True) for i in positions]
     return Batch(
         tokens_RT=tokens.reshape(shape),
         labels_RT=labels.reshape(shape),
         positions_RT=position_ids.reshape(shape),
         # The logits at len(prompt) - 1, the last prompt token, predict the first response token.
-        start_S=begins + prompts - 1,
+        start_S=starts,
         length_S=lengths,
+        unscored_U=torch.tensor(flat, dtype=torch.int64),
+        scored_S=lengths - torch.tensor([len(positions) for positions in unscored]),
         total_S=prompts + lengths,
         index_P=torch.tensor([item.index for item in items]),
         valid_P=torch.tensor([float(item.valid) for item in items]),

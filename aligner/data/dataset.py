@@ -63,7 +63,9 @@ class TokenizedDataset(Sequence[Example]):
     def __getitem__(self, row: Any) -> Example:
         if row >= self.num_examples:
             example, other = self[row - self.num_examples], self[self._others[row - self.num_examples]]
-            return replace(example, responses=(other.responses[0][: int(self.lengths[row, 1])],))
+            length = int(self.lengths[row, 1])
+            unscored = tuple([i for i in positions if i < length] for positions in other.unscored)
+            return replace(example, responses=(other.responses[0][:length],), unscored=unscored)
         file_index = int(np.searchsorted(self.starts, row, side="right")) - 1
         return self.files[file_index][row - self.starts[file_index]]
 

@@ -32,6 +32,8 @@ class Example:
     rewards: tuple[float, float] = (1.0, 0.0)
     """Chosen and rejected rewards from the data."""
     desirable: bool = True
+    unscored: tuple[list[int], ...] = ()
+    """Positions in each response that are context: results of tools. Empty: every token is scored."""
 
     @property
     def length(self) -> int:
@@ -56,6 +58,8 @@ class TokenizationStats:
     dropped: Counter[str] = field(default_factory=Counter)
     """Reason -> number of examples."""
     truncated: int = 0
+    left: Counter[str] = field(default_factory=Counter)
+    """Reason -> number of rows that hold no example, as ties."""
 
     @property
     def found(self) -> int:
@@ -67,12 +71,19 @@ class TokenizationStats:
         for name in ("rows", "kept", "tokens", "merged_at_border", "unwanted", "truncated"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dropped.update(other.dropped)
+        self.left.update(other.left)
         self.with_rewards |= other.with_rewards
+
+    def add_dropped_rows(self, dropped: Counter[str]) -> None:
+        """Count rows of which their form made no example."""
+        self.rows += dropped.total()
+        self.left += dropped
 
     def __str__(self) -> str:
         noun = {"pairs": "pairs", "unpaired": "responses", "demonstrations": "responses"}[self.kind]
         parts = [f"{self.kept} of {self.found} {noun}, {self.tokens} tokens"]
         parts += [f"{count} dropped: {reason}" for reason, count in self.dropped.items()]
+        parts += [f"{count} rows left out: {reason}" for reason, count in self.left.items()]
         if self.unwanted:
             parts.append(f"{self.unwanted} rejected responses left out")
         if self.truncated:
@@ -98,11 +109,14 @@ def examples(
         report.rows += 1
         report.with_rewards |= isinstance(row, PreferenceRow) and row.chosen_reward is not None
         for responses, desirable in _row_responses(row, kind, report):
-            prompt, tokens = encode(row.source, row.prompt, responses)
+            prompt, found = encode.tokens(row.source, row.prompt, responses, row.template)
+            tokens = tuple(response.ids for response in found)
+            unscored = tuple(response.unscored for response in found)
             rewards = (1.0, 0.0)
             if isinstance(row, PreferenceRow) and row.chosen_reward is not None and row.rejected_reward is not None:
                 rewards = (row.chosen_reward, row.rejected_reward)
-            example = _shorten(Example(row.source, prompt, tokens, rewards, desirable), seq_length, overlong, report)
+            example = Example(row.source, prompt, tokens, rewards, desirable, unscored if any(unscored) else ())
+            example = _shorten(example, seq_length, overlong, report)
             if example is None:
                 continue
             if kind == "pairs" and example.responses[0] == example.responses[1]:
@@ -150,7 +164,8 @@ def _shorten(example: Example, seq_length: int, overlong: Overlong, report: Toke
         report.dropped[f"longer than seq_length={seq_length}"] += 1
         return None
     report.truncated += 1
-    return replace(example, responses=tuple(response[:room] for response in example.responses))
+    cut = replace(example, responses=tuple(response[:room] for response in example.responses))
+    return replace(cut, unscored=tuple([i for i in positions if i < room] for positions in example.unscored))
 
 
 def check_share(report: TokenizationStats, path: str, *, seq_length: int, limit: float) -> None:

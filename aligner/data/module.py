@@ -5,6 +5,7 @@ Global batch k contains the same examples for every number of ranks and every mi
 `aligner.data.microbatches` splits global batches.
 """
 
+import datetime
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -34,12 +35,22 @@ from aligner.data import (  # noqa: E402
     token_cache,
 )
 from aligner.data.batch import Split, collate  # noqa: E402
+from aligner.data.chat_template import uses_clock  # noqa: E402
 from aligner.data.dataset import TokenizedDataset  # noqa: E402
 from aligner.data.examples import Kind, Overlong, check_share  # noqa: E402
+from aligner.data.forms.form import Options, RankedPairs  # noqa: E402
 from aligner.data.loader import StepSampler, loader  # noqa: E402
 from aligner.data.microbatches import Batching, MicrobatchSplitter  # noqa: E402
 from aligner.data.sampler import GlobalBatchSampler  # noqa: E402
 from aligner.data.token_cache import TokenizationConfig, token_files  # noqa: E402
+
+
+def _check_date(date: str | None) -> None:
+    try:
+        datetime.date.fromisoformat(date or "2026-01-01")
+    except ValueError:
+        raise ConfigError(f"data.date: {date!r} is no day, as 2026-11-30") from None
+
 
 Files = Union[list[Any], str, Callable[[], str]]
 
@@ -80,6 +91,11 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             (`aligner.data.microbatches`).
         packed_sequence_size: tokens of a pack; None: the maximum length of an example.
         cache_dir: folder of tokenized files (`aligner.data.token_cache`); None: `tokens` beside the runs.
+        chat_template_kwargs: arguments of the chat template, as {"enable_thinking": False}; a row's
+            `chat_template_kwargs` take precedence.
+        date: day that a chat template with `strftime_now` writes, as 2026-11-30; None: the day on which the run began.
+        ranked_pairs: pairs of a ranked list of responses: best_worst, neighbours, all (`aligner.data.forms`).
+        ignore_columns: columns to leave out though their names say that they judge or say something.
         num_workers: processes per rank that build batches; 0 builds batches in the training process.
     """
 
@@ -98,6 +114,10 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         batching: Batching = "padded",
         packed_sequence_size: Optional[int] = None,
         cache_dir: Optional[str] = None,
+        chat_template_kwargs: Optional[dict[str, Any]] = None,
+        date: Optional[str] = None,
+        ranked_pairs: RankedPairs = "best_worst",
+        ignore_columns: Optional[list[str]] = None,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -106,6 +126,10 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size
         self.overlong: Overlong = overlong
         self.batching: Batching = batching
+        self.ranked_pairs: RankedPairs = ranked_pairs
+        self.chat_template_kwargs, self.date = dict(chat_template_kwargs or {}), date
+        self.ignore_columns = list(ignore_columns or ())
+        _check_date(date)
         self.packed_sequence_size, self.cache_dir = packed_sequence_size, cache_dir
         self.max_dropped_fraction, self.num_workers = max_dropped_fraction, num_workers
         self.datasets: dict[Split, TokenizedDataset] = {}
@@ -120,6 +144,8 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             global_batch_size=global_batch_size,
             output_log=False,
         )
+        self.template_date = ""
+        """Day that the chat template writes into prompts; empty if it writes none."""
         self._resolved: dict[Split, Any] = {}
         self._weights: tuple[float, ...] = ()
         self._pad_id, self._multiple, self._row_multiple, self._microbatch_multiple, self._steps = 0, 1, 1, 1, 0
@@ -143,7 +169,8 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         for split, source in self._sources():
             if not prepacked.is_packed(source):
                 for part in sources.resolve_files(source, f"data.{split}"):
-                    token_cache.check_rows(part.path, self._cache_folder(runs))
+                    options = Options(self.ranked_pairs, tuple(self.ignore_columns))
+                    token_cache.check_rows(part.path, self._cache_folder(runs), options)
 
     def tokenize(
         self,
@@ -164,7 +191,17 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             RowError: see `aligner.data.token_cache.token_files`.
             ConfigError: likewise; or there are fewer examples than one global batch, or an example exceeds a pack.
         """
-        settings = TokenizationConfig(kind, self.seq_length, self.apply_chat_template, self.overlong)
+        settings = TokenizationConfig(
+            kind,
+            self.seq_length,
+            self.apply_chat_template,
+            self.overlong,
+            self.chat_template_kwargs,
+            self._template_date(tokenizer),
+            self.ranked_pairs,
+            self.ignore_columns,
+        )
+        self.template_date = settings.date
         folder = self._cache_folder(runs)
         for split, source in self._sources():
             if prepacked.is_packed(source):
@@ -196,6 +233,12 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         files = self.datasets["train"].files
         sizes = (len(self.packs["train"]),) if "train" in self.packs else tuple(map(len, files))
         self.order = GlobalBatchSampler(self.seed, sizes, self._weights)
+
+    def _template_date(self, tokenizer: Any) -> str:
+        """Return the day that the chat template writes; empty if it writes none."""
+        if not uses_clock(getattr(tokenizer, "tokenizer", tokenizer)):
+            return ""
+        return self.date or datetime.date.today().isoformat()
 
     def check_vocabulary(self, tokenizer: Any, rows: int) -> None:
         """Check that every token has a row in an embedding of `rows` rows; a padding token without one is replaced.
@@ -342,6 +385,8 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         """Return statistics and hashes of the training data, which a resumed run compares with its own."""
         return {
             "data.train": f"{self.datasets['train'].report} ({self.fingerprint('train')[:16]})",
+            "data.date": self.template_date,
+            "data.chat_template_kwargs": self.chat_template_kwargs,
             "data.train.weights": list(self._weights),
             "data.train.packs": self.packs["train"].fingerprint if "train" in self.packs else None,
         }

@@ -14,6 +14,7 @@ from typing import Any
 from aligner.common.console import log_rank0
 from aligner.common.errors import RowError
 from aligner.data import rows, sources
+from aligner.data.forms.messages import TEMPLATE_KEYS, template_arguments, text_of
 from aligner.data.rows import TextOrMessages
 
 
@@ -24,8 +25,14 @@ class Prompt:
     id: str
     """`id` of the line, or else a hash of the prompt, which does not depend on the line's position."""
     prompt: TextOrMessages
+    template: dict[str, Any]
+    """What the chat template gets beside the messages: `tools`, and the line's `chat_template_kwargs`."""
     row: dict[str, Any]
     source: str
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the keys of a row with this prompt: `prompt`, and what the chat template gets."""
+        return {"prompt": self.prompt, **{key: self.row[key] for key in TEMPLATE_KEYS if self.row.get(key)}}
 
 
 def read_prompts(source: Any) -> list[Prompt]:
@@ -40,7 +47,7 @@ def read_prompts(source: Any) -> list[Prompt]:
         first = by_id.setdefault(prompt.id, prompt)
         if first is prompt:
             continue
-        if first.prompt != prompt.prompt:
+        if (first.prompt, first.template) != (prompt.prompt, prompt.template):
             raise RowError(f"{prompt.source}: has the id {prompt.id!r} of {first.source}; ids must differ")
         repeated.append(prompt.source)
     if repeated:
@@ -93,13 +100,13 @@ def _parse(line: str, source: str) -> Prompt:
         messages = row["messages"]
         last = max((i for i, m in enumerate(messages) if isinstance(m, dict) and m.get("role") == "user"), default=-1)
         row = {**row, "prompt": messages[: last + 1]}
-    prompt = rows.text_of(row, "prompt", source)
-    if isinstance(prompt, list) and prompt[-1]["role"] not in ("user", "tool"):
-        raise RowError(
-            f"{source}: the last message of 'prompt' is the {prompt[-1]['role']}'s; there is nothing to answer"
-        )
+    prompt = text_of(row, "prompt", source)
+    if isinstance(prompt, list) and prompt[-1]["role"] == "system":
+        raise RowError(f"{source}: the last message of 'prompt' is the system's; there is nothing to answer")
     name = row.get("id")
     if name is not None and not isinstance(name, str | int):
         raise RowError(f"{source}: 'id' must be a string or a whole number, found {name!r}")
-    digest = hashlib.sha256(json.dumps(prompt, ensure_ascii=False).encode()).hexdigest()[:12]
-    return Prompt(str(name) if name is not None else digest, prompt, row, source)
+    template = template_arguments(row, source)
+    parts = [prompt, template] if template else prompt
+    digest = hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:12]
+    return Prompt(str(name) if name is not None else digest, prompt, template, row, source)

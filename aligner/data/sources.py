@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from aligner.common.errors import ConfigError, RowError
+from aligner.data.forms.form import Options
+from aligner.data.forms.table import FORM_OF_NONE, Reader, check_options, recognize
 from aligner.data.rows import FORMS
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zstd")
@@ -106,7 +109,11 @@ def _weighted(path: Path, weight: float) -> list[DataFile]:
 def _list_files(path: Path) -> list[Path]:
     path = path.expanduser()
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and file.is_file())
+        files = sorted(
+            file
+            for file in path.iterdir()
+            if file.name.endswith(SUFFIXES) and file.is_file() and not file.name.startswith(".")
+        )
         if not files:
             raise RowError(f"{path}: the folder holds no {', '.join(SUFFIXES)}")
         return files
@@ -115,23 +122,51 @@ def _list_files(path: Path) -> list[Path]:
     return [path]
 
 
-def chunks(path: Path) -> Iterator[Chunk]:
+def reader_of(path: Path, options: Options, *, skip_bad: bool = False) -> Reader:
+    """Return the reader of a file's rows, by its first line; with `skip_bad`, by the first that can be read.
+
+    Raises:
+        RowError: the file has no rows, or its first line is of no form.
+    """
+    check_options(options, "data.")
+    for chunk in chunks(path):
+        for text, source in chunk.texts():
+            try:
+                return recognize(text, source, options)
+            except RowError:
+                if not skip_bad:
+                    raise
+    if skip_bad:
+        return Reader(FORM_OF_NONE, options)
+    raise RowError(f"{path}: holds no rows; expected one a line, with {FORMS}")
+
+
+def chunks(path: Path, *, together: str | None = None) -> Iterator[Chunk]:
     """Yield the lines of a file in chunks of about `CHUNK` bytes; chunk limits are the same for all readers.
+
+    Consecutive lines with the same value under the key `together` are in one chunk.
 
     Raises:
         RowError: the compressed file is truncated or damaged, or a line has `LONGEST` bytes.
     """
     with path.open("rb") as raw:
         lines: list[bytes] = []
-        size, first, number = 0, 1, 0
+        size, first = 0, 1
         for number, line in enumerate(_lines(path, raw), start=1):
+            if size >= CHUNK and not (together and _same(lines[-1], line, together)):
+                yield Chunk(str(path), first, lines, raw.tell())
+                lines, size, first = [], 0, number
             lines.append(line)
             size += len(line)
-            if size >= CHUNK:
-                yield Chunk(str(path), first, lines, raw.tell())
-                lines, size, first = [], 0, number + 1
         if lines:
             yield Chunk(str(path), first, lines, path.stat().st_size)
+
+
+def _same(one: bytes, other: bytes, key: str) -> bool:
+    try:
+        return json.loads(one).get(key) == json.loads(other).get(key)
+    except (ValueError, AttributeError):
+        return False  # told when the line is read
 
 
 def _lines(path: Path, raw: Any) -> Iterator[bytes]:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-
 from aligner.common.errors import ConfigError, RowError
+from aligner.data.chat_template import MARK, PLAIN, ChatTemplate, Rendered, TemplateSettings, said
 from aligner.data.rows import Message, TextOrMessages
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseTokens:
+    """Tokens of a response."""
+
+    ids: list[int]
+    unscored: list[int]
+    """Positions in `ids` that are context: results of tools between two messages of the assistant's."""
 
 
 class ResponseTokenizer:
@@ -18,9 +27,11 @@ class ResponseTokenizer:
     in a special token. The tokenizer's chat template renders messages, and with `apply_chat_template` strings too.
     """
 
-    def __init__(self, tokenizer: Any, *, apply_chat_template: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, *, apply_chat_template: bool = False, template: TemplateSettings = PLAIN
+    ) -> None:
         self.hf = getattr(tokenizer, "tokenizer", tokenizer)
-        self.apply_chat_template = apply_chat_template
+        self.apply_chat_template, self.template = apply_chat_template, template
         self.eos = self.hf.eos_token_id
         if self.eos is None:
             raise ConfigError("model.tokenizer: has no end-of-sequence token; a policy must learn where to stop")
@@ -29,45 +40,76 @@ class ResponseTokenizer:
         empty = self.hf("").input_ids
         self.bos = [i for i in empty if i == self.hf.bos_token_id and i != self.eos][:1]
         self.merged = 0
+        self.chat = ChatTemplate(self.hf, apply=apply_chat_template, settings=template)
 
     def __call__(
-        self, source: str, prompt: TextOrMessages, responses: Sequence[TextOrMessages]
+        self,
+        source: str,
+        prompt: TextOrMessages,
+        responses: Sequence[TextOrMessages],
+        template: Mapping[str, Any] | None = None,
     ) -> tuple[list[int], tuple[list[int], ...]]:
-        """Return the tokens of the prompt and of each response.
+        """Return the tokens of the prompt and of each response; `template` is what a row gives to its chat template.
 
         Raises:
-            RowError: the chat template is missing, fails, or changes the prompt before a response; the responses are a
-                string and a message; or the prompt has no tokens.
+            RowError: see `tokens`.
         """
-        rendered = [self._render(source, prompt, response) for response in responses]
-        prompt_text = rendered[0][0]
-        if any(text != prompt_text for text, _ in rendered):
+        ids, found = self.tokens(source, prompt, responses, template)
+        return ids, tuple(response.ids for response in found)
+
+    def tokens(
+        self,
+        source: str,
+        prompt: TextOrMessages,
+        responses: Sequence[TextOrMessages],
+        template: Mapping[str, Any] | None = None,
+    ) -> tuple[list[int], tuple[ResponseTokens, ...]]:
+        """Return the tokens of the prompt and of each response, with those that are not scored.
+
+        Raises:
+            RowError: the chat template is missing, fails, has no place for a key of a message, or changes the prompt
+                before a response; the responses are a string and a message; or the prompt has no tokens.
+        """
+        rendered = [self.chat.render(source, prompt, response, dict(template or {})) for response in responses]
+        prompt_text = rendered[0].prompt
+        if any(one.prompt != prompt_text for one in rendered):
             raise RowError(f"{source}: one response is a string and one a message; write both the same way")
         ids = self._encode(prompt_text)
-        response_ids = tuple(self._response(prompt_text, ids, text) for _, text in rendered)
-        if self.bos and ids[:1] != self.bos:
+        found = tuple(self._response(source, ids, one) for one in rendered)
+        # A template writes the beginning of a text itself, where its model was trained with one.
+        if self.bos and ids[:1] != self.bos and not rendered[0].templated:
             ids = self.bos + ids
         if not ids:
             raise RowError(f"{source}: the prompt has no tokens, so the first answer token cannot be scored")
-        return ids, response_ids
+        return ids, found
 
-    def encode_prompt(self, source: str, prompt: TextOrMessages) -> list[int]:
+    def encode_prompt(
+        self, source: str, prompt: TextOrMessages, template: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Return the tokens of a prompt without a response, equal to its tokens in training.
 
         Raises:
-            RowError: see `__call__`.
+            RowError: see `tokens`.
         """
         # A placeholder response makes generation reject every prompt that training would reject.
-        return self(source, prompt, ["a"] if isinstance(prompt, str) else [[{"role": "assistant", "content": "a"}]])[0]
+        thought = self.chat.opening(source, prompt, dict(template or {}))
+        placeholder: TextOrMessages = f"{thought}a" if isinstance(prompt, str) else [said(f"{thought}a")]
+        return self(source, prompt, [placeholder], template)[0]
 
     @property
     def stop_token_ids(self) -> set[int]:
         """Tokens that end a response: the end of sequence and, with a chat template, the end of a turn."""
         stop_ids = {self.eos}
         if self.hf.chat_template:
-            prompt_and_response = [{"role": "user", "content": "a"}], [[{"role": "assistant", "content": "a"}]]
-            stop_ids.add(self("chat template", *prompt_and_response)[1][0][-1])
-        return stop_ids & self.special
+            prompt: list[Message] = [{"role": "user", "content": "a"}]
+            end = self.chat.apply("chat template", [*prompt, said(MARK)], {}).rpartition(MARK)[2]
+            stop_ids |= set([token for token in self._encode(end) if token in self.special][:1])
+        return stop_ids
+
+    def template_begins_with_bos(self) -> bool:
+        """Return whether the chat template writes the tokenizer's BOS token before a conversation."""
+        text = self.chat.apply("chat template", [{"role": "user", "content": "a"}], {}, add_generation_prompt=True)
+        return self._encode(text)[:1] == self.bos
 
     def _encode(self, text: str) -> list[int]:
         if self.hf.is_fast:
@@ -75,40 +117,31 @@ class ResponseTokenizer:
             return self.hf.backend_tokenizer.encode(text, add_special_tokens=False).ids
         return self.hf(text, add_special_tokens=False).input_ids
 
-    def _render(self, source: str, prompt: TextOrMessages, response: TextOrMessages) -> tuple[str, str]:
-        """Return the text of the prompt, and the text of the response after it."""
-        if isinstance(prompt, str) and isinstance(response, str) and not self.apply_chat_template:
-            return prompt, response
-        messages = _as_messages(prompt, "user")
-        answer = _as_messages(response, "assistant")
-        if not self.hf.chat_template:
-            raise RowError(
-                f"{source}: holds messages, but the tokenizer has no chat template; give strings with the "
-                "template's tokens written out, or a tokenizer with a template"
-            )
-        try:
-            prompt_text = self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            full_text = self.hf.apply_chat_template(messages + answer, tokenize=False)
-        except jinja2.TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages + answer)
-            raise RowError(f"{source}: the chat template refuses these messages ({roles}): {error}") from None
-        if not full_text.startswith(prompt_text):
-            raise RowError(
-                f"{source}: the chat template writes the prompt differently once an answer follows, so the "
-                f"answer's tokens cannot be told apart: prompt {prompt_text[-80:]!r}, with answer {full_text[:400]!r}"
-            )
-        return prompt_text, full_text[len(prompt_text) :]
-
-    def _response(self, prompt_text: str, prompt_ids: list[int], text: str) -> list[int]:
-        sequence = self._encode(prompt_text + text)
+    def _response(self, source: str, prompt_ids: list[int], rendered: Rendered) -> ResponseTokens:
+        sequence = self._encode(rendered.prompt + rendered.response)
         if sequence[: len(prompt_ids)] == prompt_ids:
-            ids = sequence[len(prompt_ids) :]
-        else:
-            # A token across the boundary would belong to both prompt and response. The prompt's own tokens have
-            # priority, as in generation.
-            self.merged += 1
-            ids = self._encode_continuation(text)
-        return self._terminate(ids)
+            ids = self._terminate(sequence[len(prompt_ids) :])
+            return ResponseTokens(ids, self._unscored(source, rendered, len(prompt_ids), len(ids)))
+        if rendered.scored:
+            raise RowError(f"{source}: the response begins inside a token of the prompt, and has several messages")
+        # A token across the boundary would belong to both prompt and response. The prompt's own tokens have
+        # priority, as in generation.
+        self.merged += 1
+        return ResponseTokens(self._terminate(self._encode_continuation(rendered.response)), [])
+
+    def _unscored(self, source: str, rendered: Rendered, first: int, count: int) -> list[int]:
+        """Return the tokens of a response that begin outside the parts that are scored."""
+        if not rendered.scored:
+            return []
+        if not self.hf.is_fast:
+            raise RowError(
+                f"{source}: the response has several messages, which only a fast tokenizer (tokenizer.json) can tell "
+                "apart"
+            )
+        text = rendered.prompt + rendered.response
+        encoding = self.hf.backend_tokenizer.encode(text, add_special_tokens=False)
+        begins = [begin - len(rendered.prompt) for begin, _ in encoding.offsets[first : first + count]]
+        return [i for i, at in enumerate(begins) if not any(begin <= at < end for begin, end in rendered.scored)]
 
     def _encode_continuation(self, text: str) -> list[int]:
         """Tokenize text as a continuation: without the space that sentencepiece adds before the first word."""
@@ -122,7 +155,3 @@ class ResponseTokenizer:
         if last is None or self.hf.decode(ids[last + 1 :]).strip():
             return [*ids, self.eos]
         return ids[: last + 1]
-
-
-def _as_messages(text: TextOrMessages, role: str) -> list[Message]:
-    return [{"role": role, "content": text}] if isinstance(text, str) else text

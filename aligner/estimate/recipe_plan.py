@@ -10,7 +10,8 @@ import nemo_run as run
 
 from aligner.common.errors import ConfigError, RowError
 from aligner.data import sources
-from aligner.data.rows import PreferenceRow, TextOrMessages, parse_line
+from aligner.data.forms.form import Options
+from aligner.data.rows import FormatCounts, PreferenceRow, TextOrMessages
 from aligner.estimate.memory import GPU, GPUS, Plan
 
 SAMPLE = 2000
@@ -133,11 +134,13 @@ def lengths(recipe: Any) -> Lengths | None:
         files = [part.path for part in sources.resolve_files(train, "data.train")]
     except RowError:
         return None
-    rows, token_counts = 0, []
-    lines = itertools.chain.from_iterable(chunk.texts() for file in files for chunk in sources.chunks(file))
-    for rows, (line, source) in enumerate(lines, start=1):
-        if rows <= SAMPLE:
-            token_counts += [size for row in parse_line(line, source) for size in _sequence_lengths(row)]
+    rows, token_counts, options = 0, [], Options(recipe.data.ranked_pairs, tuple(recipe.data.ignore_columns or ()))
+    for file in files:
+        reader, counts = sources.reader_of(file, options), FormatCounts()
+        lines = list(itertools.chain.from_iterable(chunk.texts() for chunk in sources.chunks(file)))
+        found = reader.rows(lines[: max(0, SAMPLE - rows)], counts)
+        token_counts += [size for row in found for size in _sequence_lengths(row)]
+        rows += len(lines)
     return Lengths(rows, sum(token_counts) / len(token_counts), max(token_counts)) if token_counts else None
 
 
@@ -147,4 +150,4 @@ def _sequence_lengths(row: Any) -> list[float]:
 
 
 def _count_characters(text: TextOrMessages) -> int:
-    return len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text)
+    return len(text) if isinstance(text, str) else sum(len(message.get("content") or "") for message in text)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class GenerationRequest:
     seed: int
     source: str
     """`file:line` of the prompt, for messages."""
+    template: dict[str, Any] = field(default_factory=dict)
+    """What the chat template gets beside the messages: `tools`, and the prompt's `chat_template_kwargs`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from aligner.data.prompts import parent_key, read_prompts
 from aligner.generate.engine import Engine, GenerationRequest, GenerationResult
 from aligner.generate.journal import Journal, JsonObject
 from aligner.generate.requests import generate_to_file
-from aligner.generate.sampling import Sampling, seed_of
+from aligner.generate.sampling import Sampling, as_stops, seed_of
 
 
 def generate_responses(
@@ -21,7 +21,7 @@ def generate_responses(
     top_p: float = 1.0,
     top_k: int = 0,
     max_tokens: int = 512,
-    stop: Optional[list[str]] = None,
+    stop: Optional[Union[list[str], str]] = None,
     seed: int = 1234,
 ) -> Path:
     """Generate `num_generations` responses to every prompt of a file. If `output` is incomplete, generation resumes.
@@ -39,7 +39,7 @@ def generate_responses(
         top_p: nucleus sampling threshold.
         top_k: number of likeliest tokens to sample from; 0: all.
         max_tokens: maximum number of tokens of a response.
-        stop: strings that end a response; the response does not include them.
+        stop: string, or list of strings, that ends a response; the response does not include it.
         seed: random seed.
 
     Returns:
@@ -55,13 +55,13 @@ def generate_responses(
         raise ConfigError(
             f"temperature: 0 gives {num_generations} times the same answer; raise it, or set num_generations=1"
         )
-    sampling = Sampling(
-        temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens, stop=tuple(stop or ())
-    )
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens, stop=as_stops(stop))
     path = Path(output).expanduser()
     requests = _requests(prompts, num_generations, seed)
     prompts_hash = hashing.short_hash(
-        repr([(parent_key(r.key), r.prompt) for r in requests[::num_generations]]).encode()
+        repr(
+            [(parent_key(r.key), r.prompt, *([r.template] if r.template else [])) for r in requests[::num_generations]]
+        ).encode()
     )
     made_with = {"num_generations": num_generations, "seed": seed, **vars(sampling), "engine": engine.describe()}
     settings = {"of": {"prompts": prompts_hash}, **made_with}
@@ -85,7 +85,9 @@ def generate_responses(
 
 def _requests(source: Any, num_generations: int, seed: int) -> list[GenerationRequest]:
     return [
-        GenerationRequest(key=f"{p.id}/{i}", prompt=p.prompt, seed=seed_of(seed, p.id, i), source=p.source)
+        GenerationRequest(
+            key=f"{p.id}/{i}", prompt=p.prompt, seed=seed_of(seed, p.id, i), source=p.source, template=p.template
+        )
         for p in read_prompts(source)
         for i in range(num_generations)
     ]

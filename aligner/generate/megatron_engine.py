@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from megatron.core import parallel_state
@@ -19,6 +19,7 @@ from aligner.backend import attention, cpu_linear, device, distributed, hardware
 from aligner.checkpoint import folders, huggingface, source_files, tokenizers
 from aligner.common import console
 from aligner.common.errors import ConfigError, RowError
+from aligner.data.chat_template import TemplateSettings
 from aligner.data.tokenization import ResponseTokenizer
 from aligner.generate.decoding import DecodedSequence, DecodeRequest, Vocabulary, decode
 from aligner.generate.engine import Engine, GenerationRequest, GenerationResult
@@ -42,6 +43,8 @@ class MegatronEngine(Engine):
         checkpoint: NeMo checkpoint, run folder, adapters, Hugging Face folder or `hf://name`.
         batch_size: sequences that a rank decodes at the same time.
         apply_chat_template: treat a string prompt as a user message, as `data.apply_chat_template` does.
+        chat_template_kwargs: arguments of the chat template; None: those that the checkpoint was trained with.
+        date: day that the chat template writes, as 2026-11-30; None: the one that the checkpoint was trained with.
         devices: ranks per node.
         num_nodes: number of nodes.
         tensor_model_parallel_size: ranks that share the weights; these groups divide the requests.
@@ -50,6 +53,8 @@ class MegatronEngine(Engine):
     checkpoint: str
     batch_size: int = 8
     apply_chat_template: bool = False
+    chat_template_kwargs: Optional[dict[str, Any]] = None
+    date: Optional[str] = None
     devices: int = 1
     num_nodes: int = 1
     tensor_model_parallel_size: int = 1
@@ -59,7 +64,12 @@ class MegatronEngine(Engine):
     _all: Any = field(default=None, init=False, repr=False)
 
     def describe(self) -> dict[str, Any]:
-        return {**huggingface.source_identity(self.checkpoint), "apply_chat_template": self.apply_chat_template}
+        more = {"chat_template_kwargs": self.chat_template_kwargs, "date": self.date}
+        return {
+            **huggingface.source_identity(self.checkpoint),
+            "apply_chat_template": self.apply_chat_template,
+            **{name: value for name, value in more.items() if value is not None},
+        }
 
     @contextlib.contextmanager
     def session(self, cache: Path) -> Iterator[None]:
@@ -126,7 +136,10 @@ class MegatronEngine(Engine):
         if device.no_cuda() and torch.backends.mkldnn.is_available():
             cpu_linear.replace_linear(module)
         self._model = module
-        self._encode = ResponseTokenizer(model.tokenizer, apply_chat_template=self.apply_chat_template)
+        template = template_settings(source, self.chat_template_kwargs, self.date)
+        self._encode = ResponseTokenizer(
+            model.tokenizer, apply_chat_template=self.apply_chat_template, template=template
+        )
         self._longest, self._rows = int(model.config.seq_length), int(model.config.vocab_size)
         self._ends = self._source_ends(base_checkpoint or source)
 
@@ -174,13 +187,13 @@ class MegatronEngine(Engine):
         return [
             (q, f"{count} tokens, and {self._longest} less max_tokens={sampling.max_tokens} leave {room}")
             for q in questions
-            if (count := len(self._encode.encode_prompt(q.source, q.prompt))) > room
+            if (count := len(self._encode.encode_prompt(q.source, q.prompt, q.template))) > room
         ]
 
     def _check_vocabulary(self, questions: Sequence[GenerationRequest]) -> None:
         rows, hf = self._rows, self._encode.hf
         for q in questions if len(hf) > rows else ():
-            outside = [token for token in self._encode.encode_prompt(q.source, q.prompt) if token >= rows]
+            outside = [token for token in self._encode.encode_prompt(q.source, q.prompt, q.template) if token >= rows]
             if outside:
                 raise RowError(
                     f"{q.source}: holds the token {hf.convert_ids_to_tokens(outside[0])!r} of id {outside[0]}, but the "
@@ -188,7 +201,7 @@ class MegatronEngine(Engine):
                 )
 
     def generate(self, questions: Sequence[GenerationRequest], sampling: Sampling) -> Iterator[GenerationResult]:
-        prompt_tokens = {q.key: self._encode.encode_prompt(q.source, q.prompt) for q in questions}
+        prompt_tokens = {q.key: self._encode.encode_prompt(q.source, q.prompt, q.template) for q in questions}
         prompts = [DecodeRequest(key=q.key, tokens=prompt_tokens[q.key], seed=q.seed) for q in questions]
         if not prompts:
             return
@@ -222,6 +235,14 @@ def _result(sequence: DecodedSequence, prompt: list[int], hf: Any, stop_token_id
         finish_reason=sequence.finish_reason,
         logp=sequence.logp,
     )
+
+
+def template_settings(checkpoint: Path, kwargs: dict[str, Any] | None, date: str | None) -> TemplateSettings:
+    """Return what a checkpoint's chat template depends on: as it was in training, unless it is given."""
+    trained: dict[str, Any] = folders.metadata(checkpoint).get("settings", {})
+    if kwargs is None:
+        kwargs = trained.get("data.chat_template_kwargs")
+    return TemplateSettings(kwargs, date or trained.get("data.date") or "")
 
 
 def _detokenize(hf: Any, ids: list[int]) -> str:

@@ -27,6 +27,7 @@ class OpenAIEngine(Engine):
         timeout: seconds until a request is retried.
         retries: maximum number of retries of a request, after a timeout or when the server is busy.
         system: system message for every prompt without one.
+        chat_template_kwargs: arguments of the server's chat template (vLLM, SGLang), as {"enable_thinking": False}.
     """
 
     base_url: str
@@ -36,12 +37,14 @@ class OpenAIEngine(Engine):
     timeout: float = 600.0
     retries: int = 5
     system: Optional[str] = None
+    chat_template_kwargs: Optional[dict[str, Any]] = None
 
     _client: Any = field(default=None, init=False, repr=False)
     _first: bool = field(default=True, init=False, repr=False)
 
     def describe(self) -> dict[str, Any]:
-        return {"base_url": self.base_url, "model": self.model, "system": self.system}
+        more = {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
+        return {"base_url": self.base_url, "model": self.model, "system": self.system, **more}
 
     @property
     def shard(self) -> tuple[int, int] | None:
@@ -120,7 +123,14 @@ class OpenAIEngine(Engine):
         messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if self.system is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
-        extra_body = {"top_k": sampling.top_k} if sampling.top_k else {}
+        extra_body: dict[str, Any] = {"top_k": sampling.top_k} if sampling.top_k else {}
+        template = {**(self.chat_template_kwargs or {}), **request.template}
+        tools = template.pop("tools", None)
+        if template:
+            extra_body["chat_template_kwargs"] = template
+        if messages[-1]["role"] == "assistant":
+            # vLLM's and SGLang's names; the model goes on with the message instead of beginning another.
+            extra_body |= {"continue_final_message": True, "add_generation_prompt": False}
         try:
             completion = self._client.chat.completions.create(
                 model=self.model,
@@ -131,6 +141,7 @@ class OpenAIEngine(Engine):
                 stop=list(sampling.stop) or None,
                 seed=request.seed % 2**31,
                 extra_body=extra_body,
+                **({"tools": tools} if tools else {}),
             )
         except openai.BadRequestError as error:
             message = str(error)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,10 +47,20 @@ class Sampling:
         for name, valid, expected in bounds:
             if not valid:
                 raise ConfigError(f"{name}: must be {expected}, found {getattr(self, name)}")
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
-            raise ConfigError(f"stop: must be a list of texts that are not empty, found {self.stop!r}")
         # A list becomes a tuple: settings are compared when a file is continued.
-        object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop", as_stops(self.stop))
+
+
+def as_stops(stop: Sequence[str] | str | None) -> tuple[str, ...]:
+    """Return the strings that end a response; a string is one of them.
+
+    Raises:
+        ConfigError: one is empty, or no string.
+    """
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if not all(isinstance(text, str) and text for text in stops):
+        raise ConfigError(f"stop: must be a text, or a list of texts, that are not empty; found {stop!r}")
+    return stops
 
 
 def seed_of(*parts: object) -> int:

@@ -88,7 +88,7 @@ class VLLMEngine(Engine):
         self, questions: Sequence[GenerationRequest], sampling: Sampling
     ) -> list[tuple[GenerationRequest, str]]:
         room = self._llm.llm_engine.model_config.max_model_len - sampling.max_tokens
-        lengths = [len(self._encode.encode_prompt(q.source, q.prompt)) for q in questions]
+        lengths = [len(self._encode.encode_prompt(q.source, q.prompt, q.template)) for q in questions]
         return [
             (q, f"{length} tokens, and there is room for {room}")
             for q, length in zip(questions, lengths, strict=True)
@@ -101,7 +101,9 @@ class VLLMEngine(Engine):
         stop_token_ids = sorted(self._encode.stop_token_ids)
         for begin in range(0, len(questions), CHUNK):
             chunk = questions[begin : begin + CHUNK]
-            prompts = [TokensPrompt(prompt_token_ids=self._encode.encode_prompt(q.source, q.prompt)) for q in chunk]
+            prompts = [
+                TokensPrompt(prompt_token_ids=self._encode.encode_prompt(q.source, q.prompt, q.template)) for q in chunk
+            ]
             params = [
                 SamplingParams(
                     temperature=sampling.temperature,

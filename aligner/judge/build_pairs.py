@@ -145,7 +145,7 @@ def _journal(path: Path, *inputs: str, prompts: Any, **settings: Any) -> journal
 
 def _pair(prompt: Prompt, chosen: Candidate, rejected: Candidate) -> JsonObject:
     return {
-        "prompt": prompt.prompt,
+        **prompt.as_row(),
         "chosen_response": chosen.text,
         "rejected_response": rejected.text,
         "chosen_reward": chosen.score,
@@ -233,7 +233,7 @@ def spin_pairs(prompts: Union[str, list[str]], candidates: str, output: str) -> 
             rejected = next((r for r in responses if r.ended and r.text.strip() != reference.strip()), None)
             report.count("pair" if rejected else "unended" if not any(r.ended for r in responses) else "identical")
             if rejected:
-                yield {"prompt": prompt.prompt, "chosen_response": reference, "rejected_response": rejected.text}
+                yield {**prompt.as_row(), "chosen_response": reference, "rejected_response": rejected.text}
 
     return _write_rows(output, rows, IterationReport(), candidates, prompts=prompts)
 
@@ -282,7 +282,7 @@ def best_responses(
             accepted = top is not None and (score_threshold is None or top.score >= score_threshold)
             report.count("pair" if accepted else "unscored" if top is None else "below")
             if accepted and top is not None:
-                yield {"prompt": prompt.prompt, "response": top.text, "score": top.score}
+                yield {**prompt.as_row(), "response": top.text, "metadata": {"score": top.score}}
 
     return _write_rows(
         output, rows, IterationReport(), candidates, judgments, prompts=prompts, score_threshold=score_threshold

@@ -17,7 +17,7 @@ from aligner.data.rows import TextOrMessages
 from aligner.generate.engine import Engine, GenerationRequest, GenerationResult
 from aligner.generate.journal import Journal, JsonObject, append, read
 from aligner.generate.requests import generate_to_file
-from aligner.generate.sampling import Sampling, seed_of
+from aligner.generate.sampling import Sampling, as_stops, seed_of
 from aligner.judge import templates
 from aligner.judge.verdicts import parse_score
 
@@ -81,7 +81,7 @@ class ModelJudge(Judge):
         temperature: sampling temperature.
         top_p: nucleus sampling threshold.
         max_tokens: maximum number of tokens of a judgment.
-        stop: strings that end a judgment; the judgment does not include them.
+        stop: string, or list of strings, that ends a judgment; the judgment does not include it.
         min_score: lowest score; a number below it is no score.
         max_score: highest score; a number above it is no score.
         pattern: regular expression; the first group of its last match is the score. None: `parse_score`.
@@ -94,7 +94,7 @@ class ModelJudge(Judge):
     temperature: float = 0.7
     top_p: float = 0.9
     max_tokens: int = 512
-    stop: Optional[list[str]] = None
+    stop: Optional[Union[list[str], str]] = None
     min_score: float = 0
     max_score: float = 5
     pattern: Optional[str] = None
@@ -107,7 +107,7 @@ class ModelJudge(Judge):
             raise ConfigError(f"judge.min_score, judge.max_score: {self.min_score} to {self.max_score} is no scale")
         parse = self._parser()
         sampling = Sampling(
-            temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, stop=tuple(self.stop or ())
+            temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, stop=as_stops(self.stop)
         )
         requests = []
         for candidate in candidates:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,12 @@ import pandas as pd
 
 from aligner.data import sources
 from aligner.data.batch import sequence_tokens
+from aligner.data.chat_template import TemplateSettings
+from aligner.data.forms import form as forms
+from aligner.data.forms.table import Reader
 from aligner.data.packing import fill, pack
 from aligner.data.token_cache import map_chunks
+from aligner.data.tokenization import ResponseTokenizer
 from aligner.lint.row_table import MARKS, Bad, RowTable, row_table_maker
 from aligner.lint.rules import Finding, LintReport
 
@@ -30,6 +34,8 @@ class Options:
     micro_batch_size: int = 8
     global_batch_size: int = 256
     apply_chat_template: bool = False
+    template: TemplateSettings = field(default_factory=TemplateSettings)
+    forms: forms.Options = field(default_factory=forms.Options)
 
 
 def lint(train: Any, hf: Any, *, options: Options, validation: Any = None) -> list[LintReport]:
@@ -47,12 +53,21 @@ def _lint_split(
     split: str, source: Any, hf: Any, options: Options, training: pd.DataFrame | None
 ) -> tuple[LintReport, pd.DataFrame]:
     paths = [part.path for part in sources.resolve_files(source, split)]
-    make = functools.partial(row_table_maker, hf, options.apply_chat_template)
-    tables = [RowTable.concat(list(map_chunks(path, make, f"Lint of {path.name}"))) for path in paths]
+    readers = [sources.reader_of(path, options.forms, skip_bad=True) for path in paths]
+    tables = [_table(path, hf, options, reader) for path, reader in zip(paths, readers, strict=True)]
     table = pd.concat([pd.DataFrame(t.columns).assign(file=i) for i, t in enumerate(tables)], ignore_index=True)
     report = LintReport(split, [str(path) for path in paths])
-    Linter(report, table, paths, options).find([t.bad for t in tables], training)
+    linter = Linter(report, table, paths, options)
+    encode = ResponseTokenizer(hf, apply_chat_template=options.apply_chat_template, template=options.template)
+    for path, reader, one in zip(paths, readers, tables, strict=True):
+        linter.add_file(path, reader, one, encode)
+    linter.find([t.bad for t in tables], training)
     return report, table
+
+
+def _table(path: Path, hf: Any, options: Options, reader: Reader) -> RowTable:
+    make = functools.partial(row_table_maker, hf, options.apply_chat_template, options.template, reader)
+    return RowTable.concat(list(map_chunks(path, make, f"Lint of {path.name}", reader=reader)))
 
 
 class Linter:
@@ -82,6 +97,7 @@ class Linter:
             self._check_rewards()
             self._check_lengths()
             self._check_marks()
+            self._check_preferences()
             if others is not None:
                 self._add("split-leakage", self.table[self.table.prompt.isin(others.prompt)])
                 if len(others) and bool(len(self.singles)) != bool((others.second_tokens < 0).any()):
@@ -107,20 +123,43 @@ class Linter:
 
     def _check_forms(self) -> None:
         """Check forms per file, and rewards over all files, because all pairs of a run need the same form."""
-        mixed, unjudged = [], []
         for _, rows in self.table.groupby("file"):
-            single = rows.second_tokens < 0
-            if single.any() and not single.all():
-                mixed.append(rows[single] if single.mean() <= 0.5 else rows[~single])
             judged = rows.preferred != 0
-            if single.all() and judged.any():
-                unjudged.append(rows[~judged])
-        for name, parts in (("mixed-forms", mixed), ("missing-preference", unjudged)):
-            if parts:
-                self._add(name, pd.concat(parts))
+            if (rows.second_tokens < 0).all() and judged.any():
+                self._add("missing-preference", rows[~judged])
         rated = self.pairs.gap.notna()
         if rated.any():
             self._add("missing-rewards", self.pairs[~rated])
+
+    def _check_preferences(self) -> None:
+        """Check the two sides of single responses, which KTO weighs against each other."""
+        judged = self.singles[self.singles.preferred != 0]
+        if len(judged) < 20:
+            return
+        wanted, unwanted = int((judged.preferred > 0).sum()), int((judged.preferred < 0).sum())
+        fewer = min(wanted, unwanted)
+        if fewer < 0.1 * len(judged):
+            side, weight = ("undesirable", wanted) if unwanted < wanted else ("desirable", unwanted)
+            detail = f"{wanted} chosen, {unwanted} rejected"
+            if fewer:
+                detail += f"; loss.{side}_weight={weight / fewer:.3g} balances them"
+            self._add("one-sided", judged[judged.preferred == (1 if unwanted < wanted else -1)], detail)
+        if judged.prompt.nunique() == 1:
+            self._add("one-prompt", judged)
+
+    def add_file(self, path: Path, reader: Reader, table: RowTable, encode: ResponseTokenizer) -> None:
+        """Add what holds for a file as a whole: the form of its rows, and what is left out of them."""
+        counts, rows = table.counts, max(1, len(table.columns["line"]))
+        left_out = ", ".join(f"{name} ({count} rows)" for name, count in counts.left_out.items())
+        said = f"{path.name}: {reader.name}" + (f"; columns left out: {left_out}" if left_out else "")
+        self.report.numbers.setdefault("forms", []).append(said)
+        add = self.report.findings.append
+        if counts.dropped:
+            detail = ", ".join(f"{count} {reason}" for reason, count in counts.dropped.items())
+            total = counts.dropped.total()
+            add(Finding("rows-left-out", total, total / (rows + total), counts.dropped_at, detail))
+        if table.templated and encode.bos and not encode.template_begins_with_bos():
+            add(Finding("bos", rows, 1.0, [f"{path}:1"]))
 
     def _check_duplicates(self) -> None:
         exact = self.table.duplicated(["exact", "preferred"])

@@ -21,6 +21,7 @@ def figures(report: LintReport) -> list[tuple[str, str]]:
     ]
     if "examples" in n:
         lines.append(("examples", f"{n['examples']:,}, one per assistant message of a conversation"))
+    lines.append(("form", "; ".join(n.get("forms", []))))
     for name, spread in n.get("tokens", {}).items():
         lines.append((f"tokens, {name}", _format_spread(spread, 0)))
     if "overlong_fraction" in n:

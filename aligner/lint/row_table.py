@@ -12,7 +12,9 @@ import numpy as np
 
 from aligner.common.errors import RowError
 from aligner.common.hashing import short_hash
-from aligner.data.rows import PreferenceRow, Row, TextOrMessages, parse_line
+from aligner.data.chat_template import TemplateSettings
+from aligner.data.forms.table import Reader
+from aligner.data.rows import FormatCounts, PreferenceRow, Row, TextOrMessages
 from aligner.data.sources import Chunk
 from aligner.data.tokenization import ResponseTokenizer
 
@@ -69,6 +71,9 @@ class RowTable:
 
     columns: dict[str, np.ndarray]
     bad: list[Bad] = field(default_factory=list)
+    counts: FormatCounts = field(default_factory=FormatCounts)
+    templated: bool = False
+    """Whether a row went through the chat template."""
 
     @staticmethod
     def concat(parts: list[RowTable]) -> RowTable:
@@ -76,28 +81,39 @@ class RowTable:
             name: np.concatenate([np.zeros(0, kind), *(part.columns[name] for part in parts)])
             for name, kind in COLUMNS.items()
         }
-        return RowTable(columns, [bad for part in parts for bad in part.bad])
+        counts = FormatCounts()
+        for part in parts:
+            counts.merge(part.counts)
+        return RowTable(columns, [bad for part in parts for bad in part.bad], counts, any(p.templated for p in parts))
 
 
-def row_table_maker(hf: Any, apply_chat_template: bool) -> Callable[[Chunk], RowTable]:
+def row_table_maker(
+    hf: Any, apply_chat_template: bool, template: TemplateSettings, reader: Reader
+) -> Callable[[Chunk], RowTable]:
     """Return a function that computes the table of a chunk."""
-    encode = ResponseTokenizer(hf, apply_chat_template=apply_chat_template)
+    encode = ResponseTokenizer(hf, apply_chat_template=apply_chat_template, template=template)
     special = [token.content for token in hf.added_tokens_decoder.values() if token.special]
     specials = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
 
     def chunk_table(chunk: Chunk) -> RowTable:
         features: list[tuple[Any, ...]] = []
         bad: list[Bad] = []
-        for number, line in enumerate(chunk.lines, start=chunk.first):
-            single_line = Chunk(chunk.path, number, [line], chunk.read)
+        counts, templated = FormatCounts(), False
+        # Rows that belong together are read together, and up to the first that cannot be read.
+        step = len(chunk.lines) if reader.form.together else 1
+        for at in range(0, len(chunk.lines), step):
+            first = chunk.first + at
+            part = Chunk(chunk.path, first, chunk.lines[at : at + step], chunk.read)
             try:
-                for text, source in single_line.texts():
-                    features += [_features(row, number, encode, specials) for row in parse_line(text, source)]
+                for row in reader.rows(part.texts(), counts):
+                    number = int(row.source.rpartition(":")[2])
+                    features.append(_features(row, number, encode, specials))
+                    templated |= apply_chat_template or isinstance(row.prompt, list)
             except RowError as error:
-                bad.append(Bad(number, error.fault, str(error)))
+                bad.append(Bad(_line_of(str(error), chunk.path, first), error.fault, str(error)))
         columns = zip(*features, strict=True) if features else [[] for _ in COLUMNS]
         arrays = {n: np.array(c, k) for (n, k), c in zip(COLUMNS.items(), columns, strict=True)}
-        return RowTable(arrays, bad)
+        return RowTable(arrays, bad, counts, templated)
 
     return chunk_table
 
@@ -106,7 +122,7 @@ def _features(row: Row, line: int, encode: ResponseTokenizer, specials: re.Patte
     pair = isinstance(row, PreferenceRow)
     raw_responses = [row.chosen_response, row.rejected_response] if pair else [row.response]
     merged = encode.merged
-    prompt, responses = encode(row.source, row.prompt, raw_responses)
+    prompt, responses = encode(row.source, row.prompt, raw_responses, row.template)
     texts = [_text(response) for response in raw_responses]
     bare, ends = zip(*(_strip_end_tokens(text, specials) for text in texts), strict=True)
     same = pair and responses[0] == responses[1]
@@ -138,8 +154,13 @@ def _features(row: Row, line: int, encode: ResponseTokenizer, specials: re.Patte
     )
 
 
+def _line_of(message: str, path: str, first: int) -> int:
+    number = message.removeprefix(f"{path}:").split(":")[0]
+    return int(number) if number.isdigit() else first
+
+
 def _text(text: TextOrMessages) -> str:
-    return text if isinstance(text, str) else "\n".join(f"{m['content']}" for m in text)
+    return text if isinstance(text, str) else "\n".join(f"{m.get('content') or ''}" for m in text)
 
 
 def _normalize(text: str) -> str:

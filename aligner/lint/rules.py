@@ -68,6 +68,31 @@ RULES: dict[str, Rule] = {
         "rows longer than seq_length, which a run drops by default",
         "raise seq_length, or accept that they are dropped",
     ),
+    "rows-left-out": Rule(
+        "warning",
+        "rows that make no example: ties, equal or empty responses",
+        "nothing, if so few are to be left out; a run counts them, too",
+    ),
+    "bos": Rule(
+        "warning",
+        "the tokenizer begins a text with a BOS token, its chat template does not",
+        "nothing, if the model was trained so: the template decides, in training, in generating and in serving",
+    ),
+    "templated-prompt": Rule(
+        "error",
+        "prompts with the chat template's own tokens, around which it is put once more",
+        "set apply_chat_template=False, or take the tokens out of the rows",
+    ),
+    "one-sided": Rule(
+        "warning",
+        "nearly all responses have the same preference",
+        "weigh the two sides (loss.desirable_weight, loss.undesirable_weight), or add responses of the other",
+    ),
+    "one-prompt": Rule(
+        "warning",
+        "all responses have the same prompt, so KTO's KL compares responses with themselves",
+        "add other prompts",
+    ),
     "no-rows": Rule(
         "error",
         "files without rows",

@@ -61,12 +61,14 @@ def logps(batch: Batch, token_nll_RT: Tensor) -> Tensor:
     Training, validation, every reference and KTO's KL use this function.
     """
     token_nll_RT = context_parallel.gather_tokens(token_nll_RT, batch.sequence_lengths())
+    if len(batch.unscored_U):
+        token_nll_RT = token_nll_RT.masked_fill(~batch.loss_mask_RT(), 0.0)
     return batch.columns(response_logprobs(token_nll_RT, batch.start_S, batch.length_S))
 
 
 def lengths(batch: Batch) -> Tensor:
     """Count the scored tokens of each response, `[P, K]`."""
-    return batch.columns(batch.length_S.float())
+    return batch.columns(batch.scored_S.float())
 
 
 @dataclass

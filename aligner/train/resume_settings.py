@@ -14,7 +14,7 @@ from aligner.common.errors import ConfigError
 from aligner.train.arguments import RunArguments
 
 Settings = dict[str, Any]
-"""Path in the recipe -> number, string, list of these, or None."""
+"""Path in the recipe -> number, string, list or dictionary of these, or None."""
 
 FIXED = ("reference", "peft", "model")
 """Settings that no resumed run can change: its checkpoints contain them."""
@@ -22,7 +22,15 @@ FIXED = ("reference", "peft", "model")
 VERSIONS = ("nemo-align", "nemo-toolkit", "megatron-core", "torch", "lightning", "nemo_run")
 """Distributions whose versions are checkpoint metadata."""
 
-OF_DATA = ("seq_length", "seed", "global_batch_size", "apply_chat_template", "overlong")
+OF_DATA = (
+    "seq_length",
+    "seed",
+    "global_batch_size",
+    "apply_chat_template",
+    "overlong",
+    "ranked_pairs",
+    "ignore_columns",
+)
 OF_MODEL = ("hidden_dropout", "attention_dropout", "moe_aux_loss_coeff", "moe_z_loss_coeff")
 OF_OPTIMIZER = ("optimizer", "lr", "min_lr", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_grad")
 NOT_OF_SCHEDULE = ("max_steps", "interval", "frequency", "monitor")
@@ -137,7 +145,7 @@ def _covers(allowed: str, name: str) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str | list)
+    return value is None or isinstance(value, bool | int | float | str | list | dict)
 
 
 def _function_settings(path: str, function: Callable[..., Any]) -> Settings:

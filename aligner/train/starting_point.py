@@ -52,6 +52,12 @@ def find(arguments: RunArguments) -> StartingPoint:
     return start
 
 
+def recorded_date(arguments: RunArguments) -> str | None:
+    """Return the day that the chat template of a resumed run writes; None if the run is fresh or writes none."""
+    resumed = arguments.resume.find(arguments.folder) if arguments.resume else None
+    return (folders.metadata(resumed).get("settings", {}).get("data.date") or None) if resumed else None
+
+
 def _check_reference(arguments: RunArguments, resume: Resume) -> None:
     if resume.adapters and isinstance(arguments.used_reference, BaseModelReference):
         raise ConfigError(

@@ -82,6 +82,7 @@ class TrainingRun:
         If the tokenizer comes with the checkpoint, that is at least the rows.
         """
         data, model = self.arguments.data, self.arguments.model
+        data.date = data.date or starting_point.recorded_date(self.arguments)
         if model.tokenizer is None:
             data.check_rows(runs=self.arguments.runs)
             self.start = starting_point.find(self.arguments)

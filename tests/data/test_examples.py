@@ -1,22 +1,20 @@
-import json
 from collections import Counter
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reading import row_of
 from tokenizing import CHATML, byte_level
 
 from aligner.common.errors import ConfigError, RowError
 from aligner.data.examples import Kind, check_share, examples
-from aligner.data.rows import PreferenceRow, parse_line
+from aligner.data.rows import PreferenceRow
 from aligner.data.tokenization import ResponseTokenizer
 
 
 def row(prompt: Any = "2+2=", chosen: Any = "4", rejected: Any = "5") -> PreferenceRow:
-    (found,) = parse_line(
-        json.dumps({"prompt": prompt, "chosen_response": chosen, "rejected_response": rejected}), "f.jsonl:1"
-    )
+    (found,) = row_of({"prompt": prompt, "chosen_response": chosen, "rejected_response": rejected})
     assert isinstance(found, PreferenceRow)
     return found
 
@@ -181,7 +179,7 @@ def test_responses_written_in_two_ways_are_refused() -> None:
 
 
 def lines(*objects: dict[str, Any]) -> list[Any]:
-    return [row for i, o in enumerate(objects, start=1) for row in parse_line(json.dumps(o), f"f.jsonl:{i}")]
+    return [row for i, o in enumerate(objects, start=1) for row in row_of(o, f"f.jsonl:{i}")]
 
 
 def responses(rows: list[Any], kind: Kind) -> list[tuple[list[str], bool]]:

@@ -6,7 +6,9 @@ import pytest
 from reading import read_rows
 
 from aligner.common.errors import RowError
-from aligner.data.rows import PreferenceRow
+from aligner.data.forms.form import Options
+from aligner.data.forms.table import recognize
+from aligner.data.rows import FormatCounts, PreferenceRow
 
 GOOD = {"prompt": "1+1=", "chosen_response": "2", "rejected_response": "3"}
 
@@ -62,18 +64,15 @@ def test_a_byte_order_mark_carriage_returns_and_line_separators_are_no_trouble(t
             r"rows.jsonl:2: prompt\[0\]: 'role' is 'robot'",
         ),
         (GOOD | {"prompt": [{"role": "user"}]}, r"rows.jsonl:2: prompt\[0\]: expected a message"),
-        (GOOD | {"chosen_response": [{"role": "user", "content": "2"}]}, r"must be one assistant message"),
+        (GOOD | {"chosen_response": [{"role": "user", "content": "2"}]}, r"must be an assistant message, or several"),
         (GOOD | {"chosen_reward": 1.0}, r"rows.jsonl:2: only one of chosen_reward and rejected_reward"),
         (GOOD | {"chosen_reward": "high", "rejected_reward": 0}, r"'chosen_reward' must be a finite number"),
         (GOOD | {"chosen_reward": 1.0, "rejected_reward": 0}, r"1 of 2 rows have no chosen_reward and .*lines 1\)"),
-        ({"prompt": "x", "response": "y"}, r"rows.jsonl:1 holds a pair and .*rows.jsonl:2 a single response"),
-        ({"prompt": "x", "response": "y", "preference": "good"}, r"rows.jsonl:2: 'preference' must be 'chosen' or"),
-        ({"prompt": "x", "response": ""}, r"rows.jsonl:2: 'response' is empty"),
-        ({"response": "y"}, r"rows.jsonl:2: has no 'prompt'"),
-        ({"messages": [{"role": "user", "content": "x"}], "preference": "rejected"}, r"'preference' beside 'messages'"),
-        ({"prompt": "x", "response": "y", "chosen_reward": 1}, r"has 'chosen_reward', but no 'chosen_response'"),
-        ({"messages": []}, r"rows.jsonl:2: 'messages' must be a list"),
-        ({"messages": [{"role": "user", "content": "x"}]}, r"rows.jsonl:2: 'messages' has no assistant message"),
+        (
+            {"prompt": "x", "response": "y"},
+            r"2: is of the form 'single response', and the file's first row of .* 'pair'",
+        ),
+        ({"response": "y"}, r"rows.jsonl:2: has 'response', which says something"),
         ("[" * 100_000, r"rows.jsonl:2: is nested too deeply"),
         (json.dumps(GOOD)[:-20], r"rows.jsonl:2: is not JSON .*the line breaks off, as in a file that was cut"),
         (json.dumps(GOOD)[:-1], r"rows.jsonl:2: is not JSON .*the line breaks off"),
@@ -82,6 +81,23 @@ def test_a_byte_order_mark_carriage_returns_and_line_separators_are_no_trouble(t
 def test_a_bad_row_is_refused_with_its_place(tmp_path: Path, line: str | dict, message: str) -> None:
     with pytest.raises(RowError, match=message):
         read_rows(write(tmp_path, GOOD, line))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"prompt": "x", "response": "y", "preference": "good"}, r"rows.jsonl:1: 'preference' must be 'chosen' or"),
+        ({"prompt": "x", "response": ""}, r"rows.jsonl:1: 'response' is empty"),
+        ({"response": "y"}, r"rows.jsonl:1: is of no form that is read"),
+        ({"messages": [{"role": "user", "content": "x"}], "preference": "rejected"}, r"has 'preference', which judges"),
+        ({"prompt": "x", "response": "y", "chosen_reward": 1}, r"has 'chosen_reward', which judges"),
+        ({"messages": []}, r"rows.jsonl:1: 'messages' must be a string or a list"),
+        ({"messages": [{"role": "user", "content": "x"}]}, r"rows.jsonl:1: 'messages' has no assistant message"),
+    ],
+)
+def test_a_bad_first_row_is_refused(tmp_path: Path, line: dict, message: str) -> None:
+    with pytest.raises(RowError, match=message):
+        read_rows(write(tmp_path, line))
 
 
 def test_a_missing_an_empty_and_a_foreign_file_are_refused(tmp_path: Path) -> None:
@@ -93,10 +109,17 @@ def test_a_missing_an_empty_and_a_foreign_file_are_refused(tmp_path: Path) -> No
         read_rows(write(tmp_path, GOOD, GOOD | {"prompt": "Grüße"} and '{"prompt": "Grüße"}', encoding="latin-1"))
 
 
-def test_other_keys_of_a_pair_are_left_alone(tmp_path: Path) -> None:
-    extra = {"messages": [{"role": "assistant", "content": "?"}], "response": "stray", "preference": "odd"}
-    (row,) = read_rows(write(tmp_path, GOOD | extra))
-    assert isinstance(row, PreferenceRow)
+@pytest.mark.parametrize(
+    "key", ["messages", "response", "preference", "helpfulness", "score", "qualityRating", "label"]
+)
+def test_a_key_that_judges_or_says_something_is_not_left_out(tmp_path: Path, key: str) -> None:
+    with pytest.raises(RowError, match=f"rows.jsonl:2: has '{key}', which .* is not read in rows of the form 'pair'"):
+        read_rows(write(tmp_path, GOOD, GOOD | {key: "odd"}))
+    reader = recognize(json.dumps(GOOD), "rows.jsonl:1", Options(ignore_columns=(key,)))
+    counts = FormatCounts()
+    lines = [(json.dumps(row), "rows.jsonl:1") for row in (GOOD, GOOD | {key: "odd", "source": "web"})]
+    assert all(isinstance(row, PreferenceRow) for row in reader.rows(lines, counts))
+    assert counts.left_out == {key: 1, "source": 1}
 
 
 def test_rows_that_lack_what_others_have_are_named(tmp_path: Path) -> None:

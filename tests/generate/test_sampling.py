@@ -57,7 +57,7 @@ def test_shares(settings: dict[str, float], shares: dict[int, float]) -> None:
     [
         ({"temperature": -1.0}, "temperature: must be 0"), ({"temperature": math.inf}, "temperature"),
         ({"top_p": 0.0}, "top_p: must be above 0"), ({"top_p": 1.1}, "top_p"), ({"top_k": -1}, "top_k"),
-        ({"max_tokens": 0}, "max_tokens: must be at least 1"), ({"stop": "end"}, "stop: must be a list"),
+        ({"max_tokens": 0}, "max_tokens: must be at least 1"), ({"stop": ""}, "stop: must be a text, or a list"),
         ({"stop": ("",)}, "stop"),
     ],
 )  # fmt: skip
@@ -70,3 +70,8 @@ def test_seeds_differ_and_stay() -> None:
     assert seed_of(1, "a", 2) == seed_of(1, "a", 2)
     assert len({seed_of(1, name, i) for name in ("a", "b", "a1") for i in range(11)}) == 33
     assert 0 <= seed_of("x") < 2**63
+
+
+def test_a_string_is_one_stop() -> None:
+    assert Sampling(stop="END").stop == ("END",)  # type: ignore[arg-type]
+    assert Sampling(stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
