@@ -19,7 +19,7 @@ from aligner.generate.journal import Journal, JsonObject, append, read
 from aligner.generate.requests import generate_to_file
 from aligner.generate.sampling import Sampling, as_stops, seed_of
 from aligner.judge import templates
-from aligner.judge.verdicts import parse_score
+from aligner.judge.scores import parse_score
 
 PLACEHOLDERS = {"prompt", "response"}
 
@@ -121,7 +121,7 @@ class ModelJudge(Judge):
         def row(request: GenerationRequest, result: GenerationResult) -> JsonObject:
             return {
                 "key": request.key,
-                "score": parse(result.text),
+                "score": parse(result.text, result.finish_reason == "stop"),
                 "judgment": result.text,
                 "num_tokens": result.num_tokens,
                 "finish_reason": result.finish_reason,
@@ -160,9 +160,12 @@ class ModelJudge(Judge):
             self.template, "judge.template", needed=PLACEHOLDERS, known={"min_score", "max_score"}
         )
 
-    def _parser(self) -> Callable[[str], float | None]:
+    def _parser(self) -> Callable[[str, bool], float | None]:
+        """Return a function of a judgment and of whether it came to its end."""
         if self.pattern is None:
-            return lambda text: parse_score(text, min_score=self.min_score, max_score=self.max_score)
+            return lambda text, finished: parse_score(
+                text, min_score=self.min_score, max_score=self.max_score, finished=finished
+            )
         try:
             expression = re.compile(self.pattern)
         except re.error as error:
@@ -170,7 +173,7 @@ class ModelJudge(Judge):
         if expression.groups < 1:
             raise ConfigError(f"judge.pattern: {self.pattern!r} has no group for the score, as '(\\d+)'")
 
-        def parse(text: str) -> float | None:
+        def parse(text: str, finished: bool) -> float | None:
             matches = list(expression.finditer(text))
             try:
                 value = float(matches[-1][1]) if matches else None

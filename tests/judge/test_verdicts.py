@@ -3,7 +3,8 @@
 
 import pytest
 
-from aligner.judge.verdicts import parse_score, parse_winner
+from aligner.judge.scores import parse_score
+from aligner.judge.verdicts import parse_winner
 
 SCORES: list[tuple[str, float | None]] = [
     # as asked for
@@ -34,10 +35,26 @@ SCORES: list[tuple[str, float | None]] = [
     # digits and words of others
     ("Score: ４", 4), ("Score： 4", 4), ("Score: ٤", 4), ("Score: ४", 4), ("评分：4", 4), ("得分: ４", 4), ("スコア：3", 3),
     ("점수: 4", 4), ("Punktzahl: 4", 4), ("Puntuación: 4", 4), ("Оценка: 4", 4),
+    # from reports of others
+    ('{"reasoning": "fine", "score": 3, "max_score": 5}', 3), ('{"score": 3, "max_score": 10}', None),
+    ("Score: 4\nThis falls short of a perfect score: 5 would need sources.", 4),
+    ("Overall score: 4\nRelevance score: 1\nClarity score: 2", 4), ("Relevance score: 1\nClarity score: 2", None),
+    ("Score: 4 of 10 points", None), ("Score: 3 (on a 10-point scale)", None), ("Score: 4 (out of 10)", None),
+    ("Score: 3 (out of 5)", 3), ("Score: 3 (on a 5-point scale)", 3), ("Score: 3 -> 4", None), ("Score: 3 → 4", None),
+    ("4", 4), ("[[4]]", 4), ("4.", 4), ("分數：4", 4), ("الدرجة: ٤", 4), ("Total: 3/5", 3), ("Score: 4½", 4.5), ("Score: 4²", None),
+    ("Confidence score: 5\nScore: 2", 2), ("Score: 2\nConfidence: 5", 2), ("Maximum score: 5\nScore: 3", 3),
+    ("Score: 3\nMaximum score: 5", 3), ("<think>Perhaps a score: 4", None), ("<think>Score: 5</think>\nScore: 3", 3),
+    ("I think of a score: 5\n</think>\nScore: 2", 2), ("A score of 2 would be for an answer that lacks it.", None),
+    ('```json\n{"evaluation": {"score": 4}, "notes": {}}\n```', 4), ('{"score": "4/5"}', 4), ('{"score": null}', None),
+    ('{"clarity": 2, "overall": 4, "score": 3}', 4), ('{"score": true}', None), ("Score: 1 + 1 = 3", None),
+    ('{"scores": {"clarity": 1}}\nScore: 3', 3), ("A score of 3 is for weak answers. I give it a score of 4.", 4),
+    ("Final score: 2\nScore: 5 is what it could have had", 2), ("Score: 4..5", None), ("3/5 for style, 4/5 for content", None),
+    ("Accuracy: 5\nHelpfulness: 4\nOverall: 4", 4), ("Score: 4 (maximum 10)", None), ("Score: ~4", None), ("Score: >4", None),
+    ("Score: 5\n\nWait, it lacks X.\nRevised score: 3", 3), ("Previous score: 5\nScore: 2", 2), ("Score: 3 to 4", None),
     # none that can be taken
     ("", None), ("No idea.", None), ("Score:", None), ("Score: <total points>", None), ("Score: N/A", None),
     ("Score: 6", None), ("Score: -1", None), ("Score: 8/10", None), ("Score: 80%", None), ("Score: 100", None),
-    ("Score: 3-4", None), ("Score: 3 or 4", None), ("Score: 3, 4, 5", None), ("4", None), ("underscored 4", None),
+    ("Score: 3-4", None), ("Score: 3 or 4", None), ("Score: 3, 4, 5", None), ("underscored 4", None),
     ("The response gets 1 point for relevance and 1 point for style.", None), ("9/10", None), ("on 2024-05-04", None),
 ]  # fmt: skip
 
@@ -51,7 +68,20 @@ def test_scores(text: str, score: float | None) -> None:
     assert parse_score(text) == score
 
 
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("Complete and polite.\nScore: 1", None), ("Let me think. A score of 2 would be for an answer that", None),
+        ("It earns points 1 to 3.\nScore: 1 + 1", None), ("Score: 1\n", 1), ("Score: 7\nIt is complete and", 7),
+        ('{"score": 1', None), ('{"score": 1}', 1), ("1", None),
+    ],
+)  # fmt: skip
+def test_a_judgment_that_was_cut_has_no_number_at_its_end(text: str, score: float | None) -> None:
+    assert parse_score(text, max_score=10, finished=False) == score
+
+
 def test_the_scale_is_the_callers() -> None:
+    assert parse_score("Score: 1,000", max_score=2000) == 1000
     assert parse_score("Score: 8/10", max_score=10) == 8
     assert parse_score("Score: 0", min_score=1) is None
     assert parse_score("Score: -1", min_score=-1) == -1
