@@ -7,6 +7,9 @@ from typing import Any, Optional, Union
 
 from aligner.checkpoint.tokenizers import named_tokenizer
 from aligner.common.files import atomic_write
+from aligner.data.chat_template import TemplateSettings
+from aligner.data.forms.form import Options as FormOptions
+from aligner.data.forms.form import RankedPairs
 
 
 def lint_preferences(
@@ -17,6 +20,9 @@ def lint_preferences(
     micro_batch_size: int = 8,
     global_batch_size: int = 256,
     apply_chat_template: bool = False,
+    chat_template_kwargs: Optional[dict[str, Any]] = None,
+    ranked_pairs: RankedPairs = "best_worst",
+    ignore_columns: Optional[list[str]] = None,
     json: Optional[str] = None,
     html: Optional[str] = None,
 ) -> None:
@@ -36,6 +42,9 @@ def lint_preferences(
         micro_batch_size: pairs per micro-batch, to estimate the gain of packing.
         global_batch_size: pairs per optimizer step, to compute the number of steps.
         apply_chat_template: the run's data.apply_chat_template.
+        chat_template_kwargs: the run's data.chat_template_kwargs.
+        ranked_pairs: the run's data.ranked_pairs.
+        ignore_columns: the run's data.ignore_columns.
         json: JSON file to write the report to.
         html: HTML file to write the report to, one page with plots.
 
@@ -45,7 +54,15 @@ def lint_preferences(
     from aligner.lint.linter import Options, lint
     from aligner.lint.page import page, text
 
-    options = Options(seq_length, micro_batch_size, global_batch_size, apply_chat_template)
+    rows = FormOptions(ranked_pairs, tuple(ignore_columns or ()))
+    options = Options(
+        seq_length,
+        micro_batch_size,
+        global_batch_size,
+        apply_chat_template,
+        TemplateSettings(chat_template_kwargs),
+        rows,
+    )
     reports = lint(train, named_tokenizer(tokenizer), options=options, validation=validation)
     print("\n\n".join(map(text, reports)))
     if json:

@@ -1,12 +1,15 @@
 """`nemo llm pack-preferences`."""
 
+import datetime
 from pathlib import Path
 from typing import Any, Optional, Union
 
 from aligner.checkpoint.tokenizers import named_tokenizer
 from aligner.common.errors import ConfigError
+from aligner.data.chat_template import uses_clock
 from aligner.data.dataset import TokenizedDataset
 from aligner.data.examples import Kind, Overlong
+from aligner.data.forms.form import RankedPairs
 from aligner.data.packing import Algorithm
 from aligner.data.prepacked import write_packed_folder
 from aligner.data.token_cache import TokenizationConfig
@@ -23,6 +26,10 @@ def pack_preferences(
     kind: Kind = "pairs",
     apply_chat_template: bool = False,
     overlong: Overlong = "drop",
+    chat_template_kwargs: Optional[dict[str, Any]] = None,
+    date: Optional[str] = None,
+    ranked_pairs: RankedPairs = "best_worst",
+    ignore_columns: Optional[list[str]] = None,
     global_batch_size: int = 256,
 ) -> Path:
     """Tokenize and pack rows ahead of time; train on the result with data.train=OUTPUT.
@@ -40,6 +47,10 @@ def pack_preferences(
         kind: pairs, unpaired (for kto) or demonstrations (for supervised fine-tuning).
         apply_chat_template: the run's data.apply_chat_template.
         overlong: the run's data.overlong.
+        chat_template_kwargs: the run's data.chat_template_kwargs.
+        date: the run's data.date, for a chat template that writes the day; None: today.
+        ranked_pairs: the run's data.ranked_pairs.
+        ignore_columns: the run's data.ignore_columns.
         global_batch_size: pairs per optimizer step, to print the equivalent number of packs.
 
     Raises:
@@ -49,10 +60,21 @@ def pack_preferences(
     folder = Path(output).expanduser()
     if folder.exists():
         raise ConfigError(f"output: {folder} exists already; remove it or name another folder")
-    settings = TokenizationConfig(kind, seq_length, apply_chat_template, overlong)
+    hf = named_tokenizer(tokenizer)
+    day = (date or datetime.date.today().isoformat()) if uses_clock(hf) else ""
+    settings = TokenizationConfig(
+        kind,
+        seq_length,
+        apply_chat_template,
+        overlong,
+        dict(chat_template_kwargs or {}),
+        day,
+        ranked_pairs,
+        list(ignore_columns or ()),
+    )
     corpus, meta = write_packed_folder(
         train,
-        named_tokenizer(tokenizer),
+        hf,
         settings,
         folder,
         packed_sequence_size=packed_sequence_size,
@@ -77,4 +99,5 @@ def _print_summary(
         f"set data.global_batch_size={max(1, round(global_batch_size / mean))} (packs), data.micro_batch_size=1"
     )
     print(f">>> train with data.train={output} data.seq_length={settings.seq_length}", end=" ")
-    print(f"data.apply_chat_template={settings.apply_chat_template} data.overlong={settings.overlong}")
+    more = f" data.date={settings.date}" if settings.date else ""
+    print(f"data.apply_chat_template={settings.apply_chat_template} data.overlong={settings.overlong}{more}")

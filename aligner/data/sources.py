@@ -1,36 +1,35 @@
-"""Data files of a split: plain or compressed JSON lines, with optional weights.
+"""Data files of a split, with optional weights.
 
-    "pairs.jsonl"                               one file
-    "data/"                                     every *.jsonl, *.jsonl.gz and *.jsonl.zst in the folder, by name
-    ["a.jsonl", "b.jsonl.gz"]                   several files
+    "pairs.jsonl"                               a file: JSON lines, a JSON array, Parquet, Arrow, CSV; compressed or not
+    "data/"                                     every such file of a folder, by name; or what `datasets` saved there
+    "data/part-*.parquet"                       the files that match, by name
+    "hf://datasets/NAME[:CONFIG][:SPLIT]"       a data set of the hub, by the `datasets` library
+    ["a.jsonl", "b.jsonl.gz"]                   several of these
     [0.7, "a.jsonl", 0.3, "b/"]                 a blend: shares of an epoch, in NeMo's notation
 
-gzip and Zstandard compression is detected by the first bytes of a file. A byte-order mark and blank lines are skipped;
-lines may end in CR LF.
+A byte-order mark and blank lines are skipped; lines may end in CR LF. Hidden files of a folder are no data.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
+import glob
 import json
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aligner.common import containers
+from aligner.common.containers import DESCRIPTIONS, SUFFIXES
 from aligner.common.errors import ConfigError, RowError
 from aligner.data.forms.form import Options
 from aligner.data.forms.table import FORM_OF_NONE, Reader, check_options, recognize
 from aligner.data.rows import FORMS
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zstd")
+PLAIN = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".tsv")
 CHUNK = 2 << 20
 """Bytes of text per chunk."""
-LONGEST = 256 << 20
-"""Maximum bytes of a line; a longer line indicates another file format."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def resolve_files(source: Any, field: str) -> list[DataFile]:
         ConfigError: `source` has none of the forms above.
     """
     if isinstance(source, str | os.PathLike):
-        return [DataFile(path) for path in _list_files(Path(source))]
+        return [DataFile(path) for path in _list_files(source)]
     if not isinstance(source, Sequence) or not source:
         raise ConfigError(
             f"{field}: expected a file, a folder, or a list of them with or without weights; got {source!r}"
@@ -96,30 +95,85 @@ def resolve_files(source: Any, field: str) -> list[DataFile]:
             f"{field}: weights and files must alternate, weights above 0, as [0.7, 'a.jsonl', 0.3, 'b.jsonl']; "
             f"found {list(source)}"
         )
-    return [part for weight, name in zip(weights, names, strict=True) for part in _weighted(Path(name), float(weight))]
+    return [part for weight, name in zip(weights, names, strict=True) for part in _weighted(name, float(weight))]
 
 
-def _weighted(path: Path, weight: float) -> list[DataFile]:
+def _weighted(name: str | os.PathLike[str], weight: float) -> list[DataFile]:
     """Divide a folder's weight among its files in proportion to their sizes on disk."""
-    files = _list_files(path)
+    files = _list_files(name)
     total = max(1, sum(file.stat().st_size for file in files))
     return [DataFile(file, weight * file.stat().st_size / total) for file in files]
 
 
-def _list_files(path: Path) -> list[Path]:
-    path = path.expanduser()
+def _list_files(name: str | os.PathLike[str]) -> list[Path]:
+    text = os.fspath(name)
+    if text.startswith(("hf://", "hf:/")):
+        return _of_the_hub(text)
+    if "://" in text:
+        raise RowError(f"{text}: is an address, and data are files; download it, or use hf://datasets/NAME of the hub")
+    path = Path(text).expanduser()
     if path.is_dir():
-        files = sorted(
-            file
-            for file in path.iterdir()
-            if file.name.endswith(SUFFIXES) and file.is_file() and not file.name.startswith(".")
-        )
-        if not files:
-            raise RowError(f"{path}: the folder holds no {', '.join(SUFFIXES)}")
-        return files
+        return _in_folder(path)
     if not path.is_file():
-        raise RowError(f"{path}: no such file; expected JSON lines with {FORMS} (looked in {Path.cwd()})")
+        found = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))] if glob.has_magic(text) else []
+        files = [match for match in found if match.is_file() and not match.name.startswith(".")]
+        if not files:
+            raise RowError(f"{path}: no such file; expected JSON lines with {FORMS} (looked in {Path.cwd()})")
+        return files
     return [path]
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """Return the data files of a folder, or those of a data set that `datasets` saved there."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+        if len(splits) > 1:
+            shown = ", ".join(str(folder / split) for split in splits)
+            raise RowError(f"{folder}: holds several splits; give one of {shown}")
+        return _in_folder(folder / splits[0])
+    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+        state = json.loads((folder / "state.json").read_text())
+        if state.get("_indices_files"):
+            raise RowError(f"{folder}: is a selection of rows; save it anew after flatten_indices()")
+        return [folder / file["filename"] for file in state["_data_files"]]
+    files = sorted(
+        file
+        for file in folder.iterdir()
+        if file.name.endswith(SUFFIXES) and file.is_file() and not file.name.startswith(".")
+        if file.name not in DESCRIPTIONS
+    )
+    if not files:
+        raise RowError(f"{folder}: the folder holds no file of rows ({', '.join(PLAIN)}, compressed or not)")
+    return files
+
+
+def _of_the_hub(name: str) -> list[Path]:
+    """Return the files of a data set of the hub, which `datasets` downloads once.
+
+    Raises:
+        RowError: there is no such data set, or no network.
+    """
+    if not name.startswith("hf://datasets/"):
+        raise RowError(
+            f"{name}: expected hf://datasets/NAME, or hf://datasets/NAME:SPLIT, or hf://datasets/NAME:CONFIG:SPLIT"
+        )
+    if "[" in name or "+" in name:
+        raise RowError(f"{name}: expected the name of one split, not a part of it or a sum")
+    repository, *parts = name.removeprefix("hf://datasets/").split(":")
+    split, config = (parts[-1] if parts else "train"), (parts[0] if len(parts) > 1 else None)
+    import datasets
+
+    try:
+        data: Any = datasets.load_dataset(repository, config, split=split)
+    except Exception as error:  # of whatever library it loads by
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise RowError(
+            f"{name}: cannot be had from the hub ({type(error).__name__}: {first[:300]}); without a network, give files"
+        ) from None
+    files = [Path(file["filename"]) for file in data.cache_files]
+    if not files:
+        raise RowError(f"{name}: holds no rows")
+    return files
 
 
 def reader_of(path: Path, options: Options, *, skip_bad: bool = False) -> Reader:
@@ -147,14 +201,15 @@ def chunks(path: Path, *, together: str | None = None) -> Iterator[Chunk]:
     Consecutive lines with the same value under the key `together` are in one chunk.
 
     Raises:
-        RowError: the compressed file is truncated or damaged, or a line has `LONGEST` bytes.
+        RowError: the file is truncated or damaged, or of no known kind.
     """
     with path.open("rb") as raw:
         lines: list[bytes] = []
         size, first = 0, 1
-        for number, line in enumerate(_lines(path, raw), start=1):
+        rows, tell = containers.read_lines(path, raw)
+        for number, line in enumerate(rows, start=1):
             if size >= CHUNK and not (together and _same(lines[-1], line, together)):
-                yield Chunk(str(path), first, lines, raw.tell())
+                yield Chunk(str(path), first, lines, tell())
                 lines, size, first = [], 0, number
             lines.append(line)
             size += len(line)
@@ -167,32 +222,3 @@ def _same(one: bytes, other: bytes, key: str) -> bool:
         return json.loads(one).get(key) == json.loads(other).get(key)
     except (ValueError, AttributeError):
         return False  # told when the line is read
-
-
-def _lines(path: Path, raw: Any) -> Iterator[bytes]:
-    text, number = _decompress(raw), 0
-    while True:
-        try:
-            # Split at line feeds only: str.splitlines also splits at U+2028, which JSON allows inside a string.
-            line = text.readline(LONGEST)
-        except (OSError, EOFError, zlib.error) as error:
-            raise RowError(
-                f"{path}:{number + 1}: the compressed file breaks off or is damaged here ({error}); copy it again"
-            ) from None
-        if not line:
-            return
-        number += 1
-        if len(line) == LONGEST:
-            raise RowError(f"{path}:{number}: is longer than {LONGEST >> 20} MiB; is this a file of JSON lines?")
-        yield line
-
-
-def _decompress(raw: Any) -> Any:
-    magic = raw.peek(4)[:4]
-    if magic[:2] == b"\x1f\x8b":
-        return gzip.GzipFile(fileobj=raw)
-    if magic == b"\x28\xb5\x2f\xfd":
-        import pyarrow
-
-        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd"))
-    return raw

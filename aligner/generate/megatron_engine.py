@@ -10,22 +10,19 @@ from typing import Any, Optional
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.attention import SelfAttention
-from nemo import lightning as nl
-from nemo.lightning.ckpt_utils import CONTEXT_PATH
 
-from aligner.backend import attention, cpu_linear, device, distributed, hardware, kernels, patches, threads
-from aligner.checkpoint import folders, huggingface, source_files, tokenizers
+from aligner.backend import attention, cpu_linear, device, distributed, kernels, patches
+from aligner.checkpoint import huggingface
 from aligner.common import console
 from aligner.common.errors import ConfigError, RowError
-from aligner.data.chat_template import TemplateSettings
 from aligner.data.tokenization import ResponseTokenizer
+from aligner.generate import restore
 from aligner.generate.decoding import DecodedSequence, DecodeRequest, Vocabulary, decode
 from aligner.generate.engine import Engine, GenerationRequest, GenerationResult
 from aligner.generate.kv_cache import CachedAttention
 from aligner.generate.sampling import Sampling
-from aligner.model import adapters, architecture, parallelism
+from aligner.model import parallelism
 
 console.silence_nemo()
 patches.apply()
@@ -99,70 +96,32 @@ class MegatronEngine(Engine):
             )
 
     def _load(self, cache: Path) -> None:
-        from nemo.collections.llm.inference.base import _setup_trainer_and_restore_model
-        from nemo.lightning.io import load_context
-
-        if huggingface.is_importable(self.checkpoint):
-            source = huggingface.import_once(self.checkpoint, cache)
-        else:
-            source = folders.resolve_checkpoint(Path(self.checkpoint).expanduser(), "checkpoint")
-        base_checkpoint = adapters.base_of(source)
-        model: Any = load_context((base_checkpoint or source) / CONTEXT_PATH, "model")
-        model.tokenizer = tokenizers.load_tokenizer(source)
-        model.model_transform = None
-        threads.choose_num_threads(model.config.hidden_size)
-        self._prepare(model, base_checkpoint or source)
-        strategy = nl.MegatronStrategy(
-            tensor_model_parallel_size=self.tensor_model_parallel_size, setup_optimizers=False, ckpt_async_save=False
-        )
-        trainer: Any = nl.Trainer(
-            accelerator="auto",
+        restored = restore.restore(
+            restore.find(self.checkpoint, cache),
+            self._prepare,
             devices=self.devices,
             num_nodes=self.num_nodes,
-            strategy=strategy,
-            plugins=hardware.precision_plugin(),
-            logger=False,
-            enable_model_summary=False,
+            tensor_model_parallel_size=self.tensor_model_parallel_size,
         )
-        strategy.store = distributed.fresh_store(strategy.cluster_environment)
-        _setup_trainer_and_restore_model(base_checkpoint or source, trainer, model)
-        if base_checkpoint is not None:
-            adapters.peft_config_of(source)(model)
-            adapters.load(trainer, source)
         self._all = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
-        module: Any = trainer.strategy.megatron_parallel[0].eval()
-        while not isinstance(module, GPTModel):  # unwrap NeMo's module and its precision wrapper
-            module = module.module
         if device.no_cuda() and torch.backends.mkldnn.is_available():
-            cpu_linear.replace_linear(module)
-        self._model = module
-        template = template_settings(source, self.chat_template_kwargs, self.date)
+            cpu_linear.replace_linear(restored.core)
+        self._model, self._ends = restored.core, restored.ends
         self._encode = ResponseTokenizer(
-            model.tokenizer, apply_chat_template=self.apply_chat_template, template=template
+            restored.tokenizer,
+            apply_chat_template=self.apply_chat_template,
+            template=restored.template(self.chat_template_kwargs, self.date),
         )
-        self._longest, self._rows = int(model.config.seq_length), int(model.config.vocab_size)
-        self._ends = self._source_ends(base_checkpoint or source)
+        self._longest, self._rows = int(restored.config.seq_length), int(restored.config.vocab_size)
 
-    @staticmethod
-    def _source_ends(checkpoint: Path) -> set[int]:
-        """Return the tokens that end an answer of the Hugging Face model that the checkpoint descends from."""
-        kept = source_files.kept_in(checkpoint)
-        return set(source_files.ends(kept)) if kept else set()
-
-    def _prepare(self, model: Any, source: Path) -> None:
+    def _prepare(self, config: Any) -> None:
         """Replace training settings of the checkpoint by those for generation."""
-        config = model.config
         unsupported = parallelism.special_attention(config)
         if unsupported:
             raise ConfigError(
                 f"engine: Megatron answers without {', '.join(unsupported)}, which {self.checkpoint} has; serve it "
                 "by vLLM, and use OpenAIEngine"
             )
-        for name in ("pipeline_model_parallel_size", "context_parallel_size"):
-            setattr(config, name, 1)
-        config.virtual_pipeline_model_parallel_size, config.sequence_parallel = None, False
-        config.recompute_granularity = config.recompute_method = config.recompute_num_layers = None
-        architecture.match_vocab_size(model, source, tensor_model_parallel_size=self.tensor_model_parallel_size)
         layers = {SelfAttention: CachedAttention}
         attention.replace_attention(config, attention.REPLACED | layers if device.no_transformer_engine() else layers)
         kernels.choose_attention(config)
@@ -235,14 +194,6 @@ def _result(sequence: DecodedSequence, prompt: list[int], hf: Any, stop_token_id
         finish_reason=sequence.finish_reason,
         logp=sequence.logp,
     )
-
-
-def template_settings(checkpoint: Path, kwargs: dict[str, Any] | None, date: str | None) -> TemplateSettings:
-    """Return what a checkpoint's chat template depends on: as it was in training, unless it is given."""
-    trained: dict[str, Any] = folders.metadata(checkpoint).get("settings", {})
-    if kwargs is None:
-        kwargs = trained.get("data.chat_template_kwargs")
-    return TemplateSettings(kwargs, date or trained.get("data.date") or "")
 
 
 def _detokenize(hf: Any, ids: list[int]) -> str:

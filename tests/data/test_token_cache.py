@@ -20,7 +20,7 @@ from reading import read_rows
 from tokenizing import PAIRS, byte_level, token_file
 from transformers import AutoTokenizer
 
-from aligner.common import hashing
+from aligner.common import containers, hashing
 from aligner.common.errors import ConfigError, RowError
 from aligner.data import sources, token_cache
 from aligner.data.dataset import TokenizedDataset, next_different
@@ -112,7 +112,7 @@ def test_folders_lists_and_blends(tmp_path: Path) -> None:
         ([0.5, "rows.jsonl", 0.5], "data.train: weights and files must alternate"),
         ([-1, "rows.jsonl"], "data.train: weights and files must alternate, weights above 0"),
         (["rows.jsonl", 0.5], "data.train: expected a file, a folder"),
-        ("empty", "empty: the folder holds no .jsonl"),
+        ("empty", "empty: the folder holds no file of rows"),
     ],
 )
 def test_what_names_no_files_is_refused(
@@ -138,7 +138,7 @@ def test_odd_lines_are_read_or_named(tmp_path: Path, hf: Any) -> None:
 
 def test_a_file_without_lines_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "weights.bin").write_bytes(b"\0" * 5000)
-    monkeypatch.setattr(sources, "LONGEST", 1000)
+    monkeypatch.setattr(containers, "LONGEST", 1000)
     with pytest.raises(RowError, match=r"weights.bin:1: is longer than .* is this a file of JSON lines"):
         list(sources.chunks(tmp_path / "weights.bin"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -71,11 +72,27 @@ def number(row: Values, key: str, source: str) -> float | None:
     value = row.get(key)
     if value is None:
         return None
+    if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?", value):
+        value = float(value)  # of a table in CSV
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST_REWARD:
         raise RowError(
             f"{source}: {key!r} must be a finite number (below 1e30 in size), found {shorten(value)}", fault="rewards"
         )
     return float(value)
+
+
+def truth(row: Values, key: str, source: str) -> bool:
+    """Return a truth value.
+
+    Raises:
+        RowError: the value is something else.
+    """
+    value = row[key]
+    if isinstance(value, str) and value.lower() in ("true", "false", "0", "1"):
+        return value.lower() in ("true", "1")  # of a table in CSV
+    if not isinstance(value, bool) and value not in (0, 1):
+        raise RowError(f"{source}: {key!r} must be true or false, found {shorten(value)}")
+    return bool(value)
 
 
 def rewards(row: Values, names: tuple[tuple[str, str], ...], source: str) -> tuple[float | None, float | None]:

@@ -7,7 +7,18 @@ import re
 from typing import Any
 
 from aligner.common.errors import RowError
-from aligner.data.forms.form import Form, Found, Options, Values, answer_of, conversations, pair, prompt_of, rewards
+from aligner.data.forms.form import (
+    Form,
+    Found,
+    Options,
+    Values,
+    answer_of,
+    conversations,
+    pair,
+    prompt_of,
+    rewards,
+    truth,
+)
 from aligner.data.forms.messages import check_response, parse_messages, parse_text, template_arguments
 from aligner.data.rows import DroppedRow, Message, ResponseRow, shorten
 
@@ -79,22 +90,18 @@ def read_dialogue(row: Values, source: str, options: Options) -> Found:
 
 def read_unpaired(row: Values, source: str, options: Options) -> Found:
     """prompt, completion, label: one response that is wanted or not."""
-    if not isinstance(row["label"], bool) and row["label"] not in (0, 1):
-        raise RowError(f"{source}: 'label' must be true or false, found {shorten(row['label'])}")
     response = parse_text(row["completion"], "completion", source, response=True)
     prompt = prompt_of(row, "prompt", source)
-    return [ResponseRow(source, prompt, response, bool(row["label"]), template_arguments(row, source))]
+    return [ResponseRow(source, prompt, response, truth(row, "label", source), template_arguments(row, source))]
 
 
 def read_labeled_conversation(row: Values, source: str, options: Options) -> Found:
     """messages, label: the last answer of a conversation is wanted or not."""
-    if not isinstance(row["label"], bool) and row["label"] not in (0, 1):
-        raise RowError(f"{source}: 'label' must be true or false, found {shorten(row['label'])}")
     messages = parse_messages(row["messages"], "messages", source)
     if len(messages) < 2:
         raise RowError(f"{source}: 'messages' has no answer after another message")
     answer = check_response(messages[-1:], "messages", source)
-    return [ResponseRow(source, messages[:-1], answer, bool(row["label"]), template_arguments(row, source))]
+    return [ResponseRow(source, messages[:-1], answer, truth(row, "label", source), template_arguments(row, source))]
 
 
 def read_completion(row: Values, source: str, options: Options) -> Found:
