@@ -45,6 +45,8 @@ class MetricsCallback(pl.Callback):
         self._log_every_n_steps = 1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.csv.add_sets(list(self.data.validation_sets))
+        self.reductions["validation"].sets = list(self.data.validation_sets.values())
         # Set by Lightning outside its class.
         self._log_every_n_steps = getattr(trainer, "log_every_n_steps")  # noqa: B009
         if trainer.is_global_zero:
@@ -64,7 +66,7 @@ class MetricsCallback(pl.Callback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._began
-        values, step = self.reductions["train"].pop_metrics(), trainer.global_step - 1
+        values, step = self.reductions["train"].pop_metrics()[0], trainer.global_step - 1
         logged_norm = trainer.callback_metrics.get("grad_norm")
         grad_norm = None if logged_norm is None else float(logged_norm)
         self.anomalies.after_step(trainer, values["loss"], grad_norm)
@@ -94,12 +96,14 @@ class MetricsCallback(pl.Callback):
         self._began = time.perf_counter()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        values = self.reductions["validation"].pop_metrics()
+        values, *of_sets = self.reductions["validation"].pop_metrics()
         seconds = time.perf_counter() - self._began
         examples = self.data.datasets["validation"].num_examples
         values |= {"tokens_per_second": values["tokens"] * examples / seconds, "step_time": seconds}
         # For what `log.ckpt.monitor` names.
         pl_module.log_dict({f"val/{name}": values[name] for name in metrics.LOGGED if name in values}, batch_size=1)
+        for name, measured in zip(self.data.validation_sets, of_sets, strict=True):
+            values |= {f"{name}/{metric}": measured[metric] for metric in metrics.LOGGED if metric in measured}
         self._log(trainer, "val", values, trainer.global_step)
 
     def _log(self, trainer: pl.Trainer, split: str, values: dict[str, float], step: int) -> None:

@@ -21,6 +21,10 @@ class MetricsCSV:
         self.columns = ["step"] + [f"train/{name}" for name in (*self.COLUMNS, *self.TRAIN_ONLY)]
         self.columns += [f"val/{name}" for name in self.COLUMNS]
 
+    def add_sets(self, names: list[str]) -> None:
+        """Add columns for validation sets with names of their own."""
+        self.columns += [f"val/{name}/{metric}" for name in names for metric in metrics.LOGGED]
+
     def open(self, *, keep_before: int) -> None:
         """Create the file, or keep the lines of steps before `keep_before` and continue after them."""
         kept: list[dict[str, float]] = []

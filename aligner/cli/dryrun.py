@@ -100,7 +100,7 @@ def _check_run(recipe: run.Partial, executor: run.Executor | None) -> None:
         for split, source in (("train", arguments.data.train), ("validation", arguments.data.validation)):
             # A function writes its file when the run calls it.
             if source and not callable(source):
-                sources.resolve_files(source, f"data.{split}")
+                sources.by_name(source, f"data.{split}")
     restore = arguments.resume.restore_config if arguments.resume else None
     if restore is None or not huggingface.is_importable(str(restore.path)):
         # The sizes of an imported model come from its config.

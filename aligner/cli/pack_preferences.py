@@ -1,12 +1,11 @@
 """`nemo llm pack-preferences`."""
 
-import datetime
 from pathlib import Path
 from typing import Any, Optional, Union
 
 from aligner.checkpoint.tokenizers import named_tokenizer
 from aligner.common.errors import ConfigError
-from aligner.data.chat_template import uses_clock
+from aligner.data.chat_template import date_of
 from aligner.data.dataset import TokenizedDataset
 from aligner.data.examples import Kind, Overlong
 from aligner.data.forms.form import RankedPairs
@@ -61,14 +60,13 @@ def pack_preferences(
     if folder.exists():
         raise ConfigError(f"output: {folder} exists already; remove it or name another folder")
     hf = named_tokenizer(tokenizer)
-    day = (date or datetime.date.today().isoformat()) if uses_clock(hf) else ""
     settings = TokenizationConfig(
         kind,
         seq_length,
         apply_chat_template,
         overlong,
         dict(chat_template_kwargs or {}),
-        day,
+        date_of(hf, date),
         ranked_pairs,
         list(ignore_columns or ()),
     )

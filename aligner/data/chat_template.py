@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 import jinja2.nodes
 
-from aligner.common.errors import RowError
+from aligner.common.errors import ConfigError, RowError
 from aligner.data.rows import Message, TextOrMessages
 
 CLOCK = "strftime_now"
@@ -57,6 +57,25 @@ class Rendered:
 def uses_clock(hf: Any) -> bool:
     """Return whether a tokenizer's chat template writes the date of the day."""
     return any(CLOCK in source for source in _sources(hf))
+
+
+def date_of(tokenizer: Any, date: str | None) -> str:
+    """Return the day that a tokenizer's chat template is to write, today if none is given; empty if it writes none."""
+    if not uses_clock(getattr(tokenizer, "tokenizer", tokenizer)):
+        return ""
+    return date or datetime.date.today().isoformat()
+
+
+def check_date(date: str | None) -> None:
+    """Check a setting `data.date`.
+
+    Raises:
+        ConfigError: it is no day.
+    """
+    try:
+        datetime.date.fromisoformat(date or "2026-01-01")
+    except ValueError:
+        raise ConfigError(f"data.date: {date!r} is no day, as 2026-11-30") from None
 
 
 def _sources(hf: Any) -> list[str]:

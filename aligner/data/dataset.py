@@ -93,6 +93,21 @@ class TokenizedDataset(Sequence[Example]):
                 "(prompt and response, of each response); raise it, or lower seq_length"
             )
 
+    def check_vocabulary(self, hf: Any, rows: int) -> None:
+        """Check that every token has a row in an embedding of `rows` rows.
+
+        Raises:
+            RowError: a token has none; the message has the first row with it.
+        """
+        for outside in (file.first_outside(rows) for file in self.files):
+            if outside:
+                source, token = outside
+                raise RowError(
+                    f"{source}: holds the token {hf.convert_ids_to_tokens(token)!r} of id {token}, but the model's "
+                    f"embedding has {rows} rows, and its tokenizer {len(hf)} tokens; resize the embeddings first "
+                    "(transformers: model.resize_token_embeddings), or use the tokenizer that the model came with"
+                )
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of the tokens and rewards, in order."""

@@ -53,6 +53,8 @@ class TokenizationStats:
     with_rewards: bool = False
     merged_at_border: int = 0
     """Responses whose first characters would have merged into the prompt's last token."""
+    undesirable: int = 0
+    """Kept examples whose response is not wanted."""
     unwanted: int = 0
     """Rejected responses skipped by an objective that uses only desirable ones."""
     dropped: Counter[str] = field(default_factory=Counter)
@@ -68,11 +70,22 @@ class TokenizationStats:
 
     def merge(self, other: TokenizationStats) -> None:
         """Add the counts of other rows."""
-        for name in ("rows", "kept", "tokens", "merged_at_border", "unwanted", "truncated"):
+        for name in ("rows", "kept", "tokens", "merged_at_border", "undesirable", "unwanted", "truncated"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dropped.update(other.dropped)
         self.left.update(other.left)
         self.with_rewards |= other.with_rewards
+
+    def one_sided(self) -> str | None:
+        """Describe responses of which nearly all have the same preference; None if both sides are there."""
+        fewer = min(self.undesirable, self.kept - self.undesirable)
+        if self.kind != "unpaired" or not self.kept or fewer >= 0.1 * self.kept:
+            return None
+        side = "undesirable" if self.undesirable == fewer else "desirable"
+        said = f"{self.kept - self.undesirable} chosen and {self.undesirable} rejected responses"
+        if not fewer:
+            return f"{said}: one side alone teaches no difference; add responses of the other"
+        return f"{said}: loss.{side}_weight={(self.kept - fewer) / fewer:.3g} gives both sides the same weight"
 
     def add_dropped_rows(self, dropped: Counter[str]) -> None:
         """Count rows of which their form made no example."""
@@ -124,6 +137,7 @@ def examples(
                 continue
             accepted.append(example)
     report.kept = len(accepted)
+    report.undesirable = sum(not example.desirable for example in accepted)
     report.tokens = sum(len(e.prompt) + len(response) for e in accepted for response in e.responses)
     report.merged_at_border = encode.merged - merged
     return accepted, report

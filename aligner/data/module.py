@@ -5,7 +5,6 @@ Global batch k contains the same examples for every number of ranks and every mi
 `aligner.data.microbatches` splits global batches.
 """
 
-import datetime
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -28,14 +27,14 @@ from nemo.lightning.io.mixin import IOMixin  # noqa: E402
 from nemo.lightning.megatron_parallel import MegatronStep  # noqa: E402
 from nemo.lightning.pytorch.plugins import MegatronDataSampler  # noqa: E402
 
-from aligner.common.errors import ConfigError, RowError  # noqa: E402
+from aligner.common.errors import ConfigError  # noqa: E402
 from aligner.data import (  # noqa: E402
     prepacked,
     sources,
     token_cache,
 )
 from aligner.data.batch import Split, collate  # noqa: E402
-from aligner.data.chat_template import uses_clock  # noqa: E402
+from aligner.data.chat_template import check_date, date_of  # noqa: E402
 from aligner.data.dataset import TokenizedDataset  # noqa: E402
 from aligner.data.examples import Kind, Overlong, check_share  # noqa: E402
 from aligner.data.forms.form import Options, RankedPairs  # noqa: E402
@@ -44,15 +43,7 @@ from aligner.data.microbatches import Batching, MicrobatchSplitter  # noqa: E402
 from aligner.data.sampler import GlobalBatchSampler  # noqa: E402
 from aligner.data.token_cache import TokenizationConfig, token_files  # noqa: E402
 
-
-def _check_date(date: str | None) -> None:
-    try:
-        datetime.date.fromisoformat(date or "2026-01-01")
-    except ValueError:
-        raise ConfigError(f"data.date: {date!r} is no day, as 2026-11-30") from None
-
-
-Files = Union[list[Any], str, Callable[[], str]]
+Files = Union[list[Any], str, dict[str, Any], Callable[[], str]]
 
 
 class NoOpSampler(MegatronDataSampler):
@@ -78,7 +69,8 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         train: a file of rows (`aligner.data.rows`), a folder of files, a list, a blend
             `[0.7, "a.jsonl", 0.3, "b.jsonl"]` (`aligner.data.sources`), a folder written by
             `nemo llm pack-preferences`, or a callable that writes a file and returns its path.
-        validation: likewise, without weights; each validation uses every row. None: no validation.
+        validation: likewise, without weights; each validation uses every row. None: no validation. Several sets by name
+            (`{"easy": "a.jsonl", "hard": "b.jsonl"}`) are measured together, and each by itself as `val/NAME/...`.
         seq_length: maximum tokens of prompt and response together.
         micro_batch_size: examples per forward pass on one rank; packs, if examples are packed.
         global_batch_size: examples per optimizer step, over all ranks; packs, if packed ahead of time.
@@ -129,7 +121,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         self.ranked_pairs: RankedPairs = ranked_pairs
         self.chat_template_kwargs, self.date = dict(chat_template_kwargs or {}), date
         self.ignore_columns = list(ignore_columns or ())
-        _check_date(date)
+        check_date(date)
         self.packed_sequence_size, self.cache_dir = packed_sequence_size, cache_dir
         self.max_dropped_fraction, self.num_workers = max_dropped_fraction, num_workers
         self.datasets: dict[Split, TokenizedDataset] = {}
@@ -148,6 +140,8 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         """Day that the chat template writes into prompts; empty if it writes none."""
         self._resolved: dict[Split, Any] = {}
         self._weights: tuple[float, ...] = ()
+        self._set_sizes: dict[str, int] = {}
+        """Number of files of each named validation set."""
         self._pad_id, self._multiple, self._row_multiple, self._microbatch_multiple, self._steps = 0, 1, 1, 1, 0
 
     # ---- before training: all checks ----------------------------------------------------------------------------
@@ -168,7 +162,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         """
         for split, source in self._sources():
             if not prepacked.is_packed(source):
-                for part in sources.resolve_files(source, f"data.{split}"):
+                for part in self._parts(split, source):
                     options = Options(self.ranked_pairs, tuple(self.ignore_columns))
                     token_cache.check_rows(part.path, self._cache_folder(runs), options)
 
@@ -197,7 +191,7 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             self.apply_chat_template,
             self.overlong,
             self.chat_template_kwargs,
-            self._template_date(tokenizer),
+            date_of(tokenizer, self.date),
             self.ranked_pairs,
             self.ignore_columns,
         )
@@ -207,13 +201,16 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
             if prepacked.is_packed(source):
                 files, self.packs[split] = prepacked.load(Path(source), tokenizer, settings, f"data.{split}")
             else:
-                parts = sources.resolve_files(source, f"data.{split}")
+                parts = self._parts(split, source)
                 self._store_weights(split, parts)
                 files = token_files([part.path for part in parts], tokenizer, settings, folder, log=console.log_rank0)
             dataset = TokenizedDataset(files, mismatched_within=self.seq_length if kind == "unpaired" else None)
             for file in files:
                 check_share(file.report, file.path, seq_length=self.seq_length, limit=self.max_dropped_fraction)
             self.datasets[split] = dataset
+            one_sided = dataset.report.one_sided()
+            if one_sided and split == "train":
+                console.log_rank0(f"data.train: {one_sided}")
         if self.num_samples("train") < self.global_batch_size:
             noun = "packs" if "train" in self.packs else "examples"
             raise ConfigError(
@@ -234,12 +231,6 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         sizes = (len(self.packs["train"]),) if "train" in self.packs else tuple(map(len, files))
         self.order = GlobalBatchSampler(self.seed, sizes, self._weights)
 
-    def _template_date(self, tokenizer: Any) -> str:
-        """Return the day that the chat template writes; empty if it writes none."""
-        if not uses_clock(getattr(tokenizer, "tokenizer", tokenizer)):
-            return ""
-        return self.date or datetime.date.today().isoformat()
-
     def check_vocabulary(self, tokenizer: Any, rows: int) -> None:
         """Check that every token has a row in an embedding of `rows` rows; a padding token without one is replaced.
 
@@ -252,18 +243,28 @@ class AlignDataModule(pl.LightningDataModule, IOMixin):
         if self._pad_id >= rows:
             self._pad_id = 0  # padding is masked, so any row will do
         for dataset in self.datasets.values():
-            for file in dataset.files:
-                outside = file.first_outside(rows)
-                if outside:
-                    source, token = outside
-                    raise RowError(
-                        f"{source}: holds the token {hf.convert_ids_to_tokens(token)!r} of id {token}, but the model's "
-                        f"embedding has {rows} rows, and its tokenizer {len(hf)} tokens; resize the embeddings first "
-                        "(transformers: model.resize_token_embeddings), or use the tokenizer that the model came with"
-                    )
+            dataset.check_vocabulary(hf, rows)
 
     def _cache_folder(self, runs: Path) -> Path:
         return Path(self.cache_dir).expanduser() if self.cache_dir else runs / "tokens"
+
+    def _parts(self, split: Split, source: Any) -> list[sources.DataFile]:
+        """Return the files of a split; those of named validation sets one set after the other."""
+        named = sources.by_name(source, f"data.{split}")
+        if split == "validation":
+            self._set_sizes = {name: len(parts) for name, parts in named.items() if name}
+        elif "" not in named:
+            raise ConfigError("data.train: is several sets by name, which data.validation can be; give a list")
+        return [part for parts in named.values() for part in parts]
+
+    @property
+    def validation_sets(self) -> dict[str, tuple[int, int]]:
+        """First and last row (excluded) of each named validation set."""
+        starts, first, found = self.datasets["validation"].starts if self._set_sizes else [], 0, {}
+        for name, count in self._set_sizes.items():
+            found[name] = (int(starts[first]), int(starts[first + count]))
+            first += count
+        return found
 
     def _store_weights(self, split: Split, parts: Sequence[sources.DataFile]) -> None:
         if parts[0].weight is None:

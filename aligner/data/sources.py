@@ -15,6 +15,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,23 @@ def resolve_files(source: Any, field: str) -> list[DataFile]:
             f"found {list(source)}"
         )
     return [part for weight, name in zip(weights, names, strict=True) for part in _weighted(name, float(weight))]
+
+
+def by_name(source: Any, field: str) -> dict[str, list[DataFile]]:
+    """Return the files of sets by name, as {"easy": "a.jsonl"}; of a single one under the empty name.
+
+    Raises:
+        ConfigError: a name has other characters than letters, digits, dots, dashes and underscores.
+        RowError: see `resolve_files`.
+    """
+    if not isinstance(source, dict):
+        return {"": resolve_files(source, field)}
+    for name in source:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+            raise ConfigError(f"{field}: {name!r} is no name of a set; use letters, digits, dots and dashes")
+    if not source:
+        raise ConfigError(f"{field}: is empty; name a set, or leave it out")
+    return {name: resolve_files(part, f"{field}[{name!r}]") for name, part in source.items()}
 
 
 def _weighted(name: str | os.PathLike[str], weight: float) -> list[DataFile]:

@@ -7,7 +7,7 @@ Weights, parallelism and trainer stay unchanged.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,8 +93,10 @@ class LossReduction(MegatronLossReduction):
     def __init__(self, objective: Objective) -> None:
         super().__init__()
         self.objective = objective
-        self.total: Tensor = metrics.empty()
-        """Metric sums of this rank since the last `pop_metrics`."""
+        self.sets: list[tuple[int, int]] = []
+        """First and last row (excluded) of parts of the split that are measured by themselves, too."""
+        self.total: Tensor = metrics.empty()[None]
+        """Metric sums of this rank since the last `pop_metrics`: of all examples, then of each set."""
         self.reference: Tensor | None = None
         """Reference log-probabilities of the split's examples, `[rows, K]`, on this rank's device."""
         self.state = StepState()
@@ -112,7 +114,8 @@ class LossReduction(MegatronLossReduction):
             kl=self.state.kl,
         )
         total, preference, sft = self.objective(scored)
-        sums = metrics.sums(self.objective.compute_metrics(scored, total, preference, sft))
+        measured = self.objective.compute_metrics(scored, total, preference, sft)
+        sums = torch.stack([metrics.sums(measured), *(_sums_within(measured, batch, *rows) for rows in self.sets)])
         valid = batch.valid_P
         self.state.nonfinite.append((batch.index_P, ~total.detach().isfinite() & (valid > 0)))
         # Every rank of a context-parallel group has the full loss of an example; rank 0 counts the example.
@@ -130,14 +133,25 @@ class LossReduction(MegatronLossReduction):
     def reduce(self, losses_reduced_per_micro_batch: Any) -> Tensor:
         step = torch.stack([x["sums"] for x in losses_reduced_per_micro_batch]).sum(dim=0)
         self.total = self.total.to(step.device) + step
+        step = step[0]
         # Mean of this rank; the logged loss is exact over ranks (aligner.losses.metrics).
         loss, count = step[metrics.NAMES.index("loss")]
         return (loss / count.clamp(min=1)).float()
 
-    def pop_metrics(self) -> dict[str, float]:
-        """Compute the metrics since the last call, over all ranks; every rank must call."""
-        sums, self.total = metrics.all_reduce_sums(self.total.to(communication_device())), metrics.empty()
-        return metrics.finalize(sums)
+    def pop_metrics(self) -> list[dict[str, float]]:
+        """Compute the metrics since the last call, over all ranks: of all examples, then of each of `sets`.
+
+        Every rank must call.
+        """
+        total = self.total.expand(1 + len(self.sets), -1, -1).to(communication_device())
+        self.total = metrics.empty()[None]
+        return [metrics.finalize(sums) for sums in metrics.all_reduce_sums(total)]
+
+
+def _sums_within(measured: Mapping[str, metrics.WeightedValue], batch: Batch, begin: int, end: int) -> Tensor:
+    """Sum metrics over the examples of some rows."""
+    inside = (batch.index_P >= begin) & (batch.index_P < end)
+    return metrics.sums({name: metrics.WeightedValue(v.value_P, v.weight_P * inside) for name, v in measured.items()})
 
 
 def attach_objective(model: Any, objective: Objective, *, interleaved: bool = False) -> dict[Split, LossReduction]:

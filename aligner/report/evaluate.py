@@ -71,11 +71,14 @@ def evaluate(
         raise ConfigError(f"output: {target} exists already; remove it or name another file")
     rows, kind = _read(data, Options(ranked_pairs, tuple(ignore_columns or ())))
     cache = (target.parent if target else Path()) / "models"
-    settings = (seq_length, micro_batch_size, apply_chat_template, chat_template_kwargs)
-    found, scores, long = _score(checkpoint, rows, kind, cache, *settings)
+    sizes = (seq_length, micro_batch_size)
+    found, scores, rendering = _score(
+        checkpoint, rows, kind, cache, *sizes, (apply_chat_template, chat_template_kwargs)
+    )
     others = None
     if reference is not None:
-        same, others, _ = _score(reference, rows, kind, cache, *settings)
+        # Under the checkpoint's template, whatever the reference was trained with.
+        same, others, _ = _score(reference, rows, kind, cache, *sizes, rendering)
         if [(e.prompt, e.responses) for _, e in same] != [(e.prompt, e.responses) for _, e in found]:
             raise ConfigError(f"reference: {reference} has another tokenizer or chat template than {checkpoint}")
     lines = [
@@ -83,7 +86,7 @@ def evaluate(
         for i, ((row, example), logps) in enumerate(zip(found, scores, strict=True))
     ]
     metrics = _metrics(lines, kind, referenced=others is not None)
-    _print(metrics, len(lines), kind, long)
+    _print(metrics, len(lines), kind, len(rows) - len(found))
     if target is not None:
         with atomic_write(target) as partial:
             partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
@@ -113,10 +116,12 @@ def _score(
     cache: Path,
     seq_length: int,
     micro_batch_size: int,
-    apply_chat_template: Optional[bool],
-    chat_template_kwargs: Optional[dict[str, Any]],
-) -> tuple[list[tuple[Row, Example]], Scores, int]:
-    """Return the rows that fit, their scores, and the number of those that do not."""
+    rendering: tuple[Any, Any],
+) -> tuple[list[tuple[Row, Example]], Scores, tuple[bool, TemplateSettings]]:
+    """Return the rows that fit, their scores, and whether and how the chat template was applied.
+
+    `rendering` is that of another call, or `apply_chat_template` and `chat_template_kwargs`.
+    """
     from aligner.backend import attention, device, distributed, kernels, patches
 
     patches.apply()
@@ -131,21 +136,19 @@ def _score(
     with distributed.preserved_environment():
         try:
             restored = restore.restore(checkpoint, prepare)
-            applies = restored.applies_template() if apply_chat_template is None else apply_chat_template
-            encode = ResponseTokenizer(
-                restored.tokenizer,
-                apply_chat_template=applies,
-                template=TemplateSettings(chat_template_kwargs, restored.template().date)
-                if chat_template_kwargs is not None
-                else restored.template(),
-            )
+            applies, template = rendering
+            if applies is None:
+                applies = restored.applies_template()
+            if not isinstance(template, TemplateSettings):
+                template = restored.template(template)
+            encode = ResponseTokenizer(restored.tokenizer, apply_chat_template=applies, template=template)
             found = [(row, one) for row in rows for one in _examples(row, encode, kind, seq_length)]
             if not found:
                 raise RowError(f"data: none of {len(rows)} rows has at most seq_length={seq_length} tokens; raise it")
             scores = list(_forward(restored, [example for _, example in found], micro_batch_size))
         finally:
             distributed.destroy_distributed()
-    return found, scores, len(rows) - len(found)
+    return found, scores, (applies, template)
 
 
 def _examples(row: Row, encode: ResponseTokenizer, kind: Kind, seq_length: int) -> list[Example]:

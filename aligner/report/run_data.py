@@ -72,6 +72,14 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
     return [(path, str(value))]
 
 
+FALL = 5.0
+"""Nats by which the chosen responses may become less likely before it is told."""
+GAP = 0.2
+"""Accuracy on training rows above that on held-out ones that is told."""
+LARGE_GRADIENT = 50.0
+"""Norm of the gradient that is told; clipping at 1 is usual."""
+
+
 def diagnose(run: RunData) -> list[str]:
     """List the notes of the run, failed jobs, overfitting and suspicious curves."""
     notes = (f"step {n['step']}: {n['text']}" for n in run.notes)
@@ -108,15 +116,42 @@ def _overfitting(run: RunData) -> list[str]:
 def _suspicious_curves(run: RunData) -> list[str]:
     findings = []
     split = "val" if run.curve("val/acc")[1] else "train"
-    chosen, accuracy = run.curve(f"{split}/rewards_chosen_mean")[1], run.curve(f"{split}/acc")[1]
-    logps, lengths = run.curve(f"{split}/logps_chosen_mean")[1], run.curve(f"{split}/chosen_lengths")[1]
-    if len(chosen) >= 3 and chosen[-1] < 0 and logps[-1] < logps[0] - 0.5 * statistics.fmean(lengths):
-        findings.append(
-            f"log p of the chosen responses fell from {logps[0]:.4g} to {logps[-1]:.4g} nats: the margin grew by "
-            "pushing both down; sft_loss_weight holds the chosen ones up"
-        )
+    accuracy = run.curve(f"{split}/acc")[1]
+    findings += _falling(run, split)
     if len(accuracy) >= 3 and accuracy[-1] <= 0.52:
         findings.append(
             f"accuracy ended at {accuracy[-1]:.2f}: chance; more steps, a higher rate, or rows that can be told"
         )
+    trained, held_out = run.curve("train/acc")[1][-10:], run.curve("val/acc")[1]
+    if len(held_out) >= 2 and len(trained) >= 2 and statistics.fmean(trained) > held_out[-1] + GAP:
+        findings.append(
+            f"accuracy is {statistics.fmean(trained):.2f} on training rows and {held_out[-1]:.2f} on held-out ones: "
+            "the run learned its rows by heart; more rows, fewer steps, a larger beta or a lower rate"
+        )
+    norms = run.curve("train/grad_norm")[1]
+    typical = statistics.median(norms[len(norms) // 2 :]) if norms else 0.0
+    if typical > LARGE_GRADIENT:
+        findings.append(
+            f"the gradient's norm is {typical:.3g} in the second half: every step is cut to optim.config.clip_grad, "
+            "and its direction may be that of a few rows; lower the rate or beta (an IPO loss of long responses needs "
+            "average_log_probs=True)"
+        )
     return findings
+
+
+def _falling(run: RunData, split: str) -> list[str]:
+    """Tell of chosen responses that became less likely, more than their fall explains of a growing margin."""
+    chosen, rejected = (run.curve(f"{split}/logps_{side}_mean")[1] for side in ("chosen", "rejected"))
+    lengths = run.curve(f"{split}/chosen_lengths")[1]
+    if min(len(chosen), len(rejected)) < 3:
+        return []
+    fall = chosen[0] - chosen[-1]
+    growth = fall + (chosen[-1] - rejected[-1]) - (chosen[0] - rejected[0])
+    if fall < FALL and not (fall > 1 and fall > 0.25 * growth):
+        return []
+    per_token = f", {fall / statistics.fmean(lengths):.2g} a token" if lengths else ""
+    return [
+        f"log p of the chosen responses fell from {chosen[0]:.4g} to {chosen[-1]:.4g} nats ({fall:.3g}{per_token}), of "
+        f"the rejected ones from {rejected[0]:.4g} to {rejected[-1]:.4g}: a pair's loss sees the difference alone "
+        "(docs/losses.md, 'Why the chosen log-probability falls'); sft_loss_weight holds the chosen ones up"
+    ]

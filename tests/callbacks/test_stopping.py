@@ -44,7 +44,7 @@ def ended(name: str, ranks: int, *callbacks: Any, limit: str | None = None) -> C
 TERM, USR1 = int(signal.SIGTERM), int(signal.SIGUSR1)
 ENDED = {
     "term": ended("term", 2, run.Config(Disturb, at=2, rank=1, signals=(TERM,))),
-    "time": ended("time", 1, limit="00:00:01"),
+    "time": ended("time", 1, run.Config(Slow, seconds=0.5), limit="00:00:01"),
 }
 OTHERS = {
     "usr1": ended("usr1", 1, run.Config(Disturb, at=2, signals=(USR1,))),

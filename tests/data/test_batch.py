@@ -5,6 +5,7 @@ import torch
 
 from aligner.data.batch import Batch, Item, collate
 from aligner.data.examples import Example
+from aligner.model import policy
 
 PAIRS = [Example("f:1", [1, 2], ([3, 9], [4, 5, 9])), Example("f:2", [6], ([9], [7, 9]), (2.0, -1.0))]
 
@@ -67,3 +68,20 @@ def test_single_responses_and_their_mismatched_ones(packed: bool) -> None:
     assert b.mismatched.tokens_RT.tolist() == [[1, 2, 7, 7]]
     assert b.mismatched.index_P.tolist() == [4]
     assert (b.mismatched.cu_seqlens is not None) == packed
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_results_of_tools_are_read_and_not_scored(packed: bool) -> None:
+    """A call (3), its result (8, 8), an answer (4, 9): log-probabilities and lengths are of the call and the answer."""
+    mixed = Example("f:1", [1, 2], ([3, 8, 8, 4, 9], [7, 9]), unscored=([1, 2], []))
+    plain = Example("f:2", [6], ([5, 9], [9]))
+    b = collate([Item(0, mixed), Item(1, plain)], pad_id=0, packed=packed)
+    assert b.tokens_RT.flatten()[:6].tolist() == [1, 2, 3, 8, 8, 4]
+    assert b.labels_RT[b.loss_mask_RT()].tolist() == [3, 4, 9, 5, 9, 7, 9, 9]
+    nll = torch.arange(b.labels_RT.numel(), dtype=torch.float32).reshape(b.labels_RT.shape) + 1
+    expected = [[0.0, 0.0], [0.0, 0.0]]
+    flat, mask = nll.flatten().tolist(), b.loss_mask_RT().flatten().tolist()
+    for s, (start, length) in enumerate(zip(b.start_S.tolist(), b.length_S.tolist(), strict=True)):
+        expected[s % 2][s // 2] = -sum(flat[i] for i in range(start, start + length) if mask[i])
+    assert policy.logps(b, nll).tolist() == expected
+    assert policy.lengths(b).tolist() == [[3.0, 2.0], [2.0, 1.0]]

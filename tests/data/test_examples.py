@@ -219,3 +219,17 @@ def test_every_answer_of_a_conversation_is_learned_after_what_stood_before_it() 
     hf = byte_level(chat_template=CHATML)
     found, _ = examples(rows, ResponseTokenizer(hf), kind="demonstrations", seq_length=99)
     assert hf.decode(found[1].prompt).startswith("<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>")
+
+
+def test_one_side_alone_is_told_with_the_weight_that_balances_it() -> None:
+    def told(wanted: int, unwanted: int) -> str | None:
+        labels = [True] * wanted + [False] * unwanted
+        rows = lines(*({"prompt": f"{i}+1=", "response": "2", "preference": label} for i, label in enumerate(labels)))
+        return examples(rows, ResponseTokenizer(byte_level()), kind="unpaired", seq_length=99)[1].one_sided()
+
+    assert told(10, 10) is None
+    assert (
+        told(98, 2) == "98 chosen and 2 rejected responses: loss.undesirable_weight=49 gives both sides the same weight"
+    )
+    assert (told(1, 19) or "").endswith("loss.desirable_weight=19 gives both sides the same weight")
+    assert "one side alone teaches no difference" in (told(5, 0) or "")

@@ -49,12 +49,17 @@ def turns(*texts: str) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-ROWS = [
+def said(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+ROWS: list[tuple[Any, ...]] = [
     (turns("1+1?", "2", "and 2+2?"), "four", "three and some more words"),
     (turns("22+33="), "it is fifty five of course", "?"),
     (turns("hello", "hi", "3+4?", "7", "sure?"), "yes", "no it is eight"),
     (turns("a"), "b", "c"),
-    (turns("9+9="), "18", "99"),
+    # In several messages, of which a tool's is context.
+    (turns("9+9="), [*said("9"), {"role": "tool", "content": "9"}, *said("18")], "99"),
     (turns("is it?", "what?", "so " * 8), "so it is", "it is not so and it never will have been"),
     (turns("7+7=", "13", "no"), "14 then", "15"),
     (turns("0+0="), "0", "nothing at all"),
@@ -69,7 +74,7 @@ def packed(tiny: Tiny, tmp_path: Path) -> Callable[..., Any]:
     hf.save_pretrained(tmp_path / "tokenizer")
     keys = ("prompt", "chosen_response", "rejected_response")
     rows = [
-        dict(zip(keys, (prompt, *({"role": "assistant", "content": x} for x in texts)), strict=True))
+        dict(zip(keys, (prompt, *(text if isinstance(text, list) else said(text) for text in texts)), strict=True))
         for prompt, *texts in ROWS
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -141,3 +141,31 @@ def test_a_report_that_fails_costs_no_run(tmp_path: Path, capsys: pytest.Capture
     (folder / "config.yaml").write_text("{")
     assert run_page.write_final_report(folder) is None
     assert "no report of this run: ParserError" in capsys.readouterr().err
+
+
+def curves(**values: list[float]) -> run_data.RunData:
+    names = {name.replace("_", "/", 1): series for name, series in values.items()}
+    count = max(map(len, names.values()))
+    rows = [{"step": i} | {name: series[i] for name, series in names.items() if i < len(series)} for i in range(count)]
+    return run_data.RunData(Path("run"), rows, {}, [], [], [])
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        # The demo's: the chosen ones lose little while the margin grows by 32 nats.
+        ({"val_acc": [0.5, 0.9, 0.96], "val_logps_chosen_mean": [-3.2, -7.2, -5.3],
+          "val_logps_rejected_mean": [-3.9, -30, -38.1]}, None),
+        ({"val_acc": [0.5, 0.9, 0.96], "val_logps_chosen_mean": [-30, -35, -37],
+          "val_logps_rejected_mean": [-30, -40, -50]}, r"fell from -30 to -37 nats \(7\), of the rejected"),
+        ({"val_acc": [0.5, 0.9, 0.96], "val_logps_chosen_mean": [-30, -31, -32],
+          "val_logps_rejected_mean": [-30, -32, -34]}, "fell from -30 to -32 nats"),
+        ({"train_acc": [0.5] + [1.0] * 12, "val_acc": [0.5, 0.56]}, "1.00 on training rows and 0.56 on held-out"),
+        ({"train_grad_norm": [1.0, 300, 350, 360], "val_acc": [0.5, 0.9]}, "gradient's norm is 355 in the second half"),
+        ({"train_grad_norm": [1.0, 300, 2, 3], "train_acc": [0.5, 0.9, 0.9], "val_acc": [0.5, 0.8]}, None),
+    ],
+)  # fmt: skip
+def test_what_curves_tell(values: dict[str, list[float]], told: str | None) -> None:
+    said = run_data.diagnose(curves(**values))
+    assert len(said) == (told is not None), said
+    assert told is None or re.search(told, said[0])

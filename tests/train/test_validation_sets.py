@@ -1,0 +1,52 @@
+"""Several validation sets: measured together, and each by itself, as in a run that has it alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_rows
+
+from aligner.common.errors import ConfigError
+from aligner.common.run_folder import read_metrics
+
+Tiny = Callable[..., Any]
+Execute = Callable[[Any], Path]
+
+
+def validated(folder: Path) -> list[dict[str, float]]:
+    return [row for row in read_metrics(folder / "metrics.csv") if "val/loss" in row]
+
+
+def test_each_set_has_the_metrics_that_it_has_alone(tiny: Tiny, execute: Execute, tmp_path: Path) -> None:
+    easy, hard = (str(write_rows(tmp_path / f"{name}.jsonl", n, seed=n)) for name, n in (("easy", 7), ("hard", 5)))
+    recipe = tiny("both")
+    recipe.data.validation = {"easy": easy, "hard": [hard]}
+    both = validated(execute(recipe))
+    for name, path in (("easy", easy), ("hard", hard)):
+        alone = tiny(name)
+        alone.data.validation = path
+        for together, own in zip(both, validated(execute(alone)), strict=True):
+            for metric in ("loss", "acc", "rewards_margin_mean", "logps_chosen_mean"):
+                assert together[f"val/{name}/{metric}"] == pytest.approx(own[f"val/{metric}"], rel=1e-6, abs=1e-9)
+    for row in both:
+        assert row["val/loss"] == pytest.approx((7 * row["val/easy/loss"] + 5 * row["val/hard/loss"]) / 12)
+
+
+def test_what_is_no_set_is_refused(tiny: Tiny, execute: Execute) -> None:
+    recipe = tiny()
+    for value, message in (({"a/b": "x"}, "'a/b' is no name of a set"), ({}, "is empty")):
+        recipe.data.validation = value
+        with pytest.raises(ConfigError, match=f"data.validation: {message}"):
+            execute(recipe)
+    recipe = tiny()
+    recipe.data.train = {"a": recipe.data.train}
+    with pytest.raises(ConfigError, match=r"data\.train: is several sets by name"):
+        execute(recipe)
+
+
+def test_a_warm_up_longer_than_the_run_is_told(tiny: Tiny, execute: Execute, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe = tiny()
+    recipe.optim.lr_scheduler.warmup_steps = 10
+    execute(recipe)
+    assert "warmup_steps: 10 steps of warm-up, but the run has 4; its rate ends at 40%" in capfd.readouterr().err
