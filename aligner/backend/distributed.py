@@ -15,6 +15,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvir
 from megatron.core import num_microbatches_calculator, parallel_state
 
 from aligner.backend import kernels
+from aligner.common.errors import ConfigError
 
 _runs = itertools.count()
 
@@ -37,12 +38,34 @@ def fresh_store(cluster: ClusterEnvironment | None) -> torch.distributed.Store |
     )
 
 
+def started_ranks() -> int:
+    """Return how many processes the launcher started: torchrun, srun, or one.
+
+    Raises:
+        ConfigError: Slurm was asked for several tasks, and this process is none that srun started; it would wait for
+            the others for ever.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    asked = int(os.environ.get("SLURM_NTASKS", 1))
+    if asked == 1 or "SLURM_STEP_NUM_TASKS" in os.environ:
+        return int(os.environ.get("SLURM_STEP_NUM_TASKS", asked))
+    raise ConfigError(
+        f"SLURM_NTASKS: {asked} tasks were asked for, but one process is here, which srun did not start; start it by "
+        "srun, or unset SLURM_NTASKS SLURM_NTASKS_PER_NODE"
+    )
+
+
 @contextlib.contextmanager
 def rank_zero_first() -> Iterator[bool]:
     """Run a block on rank 0, outside of Megatron: yield True there, and False on the other ranks, which wait.
 
     If rank 0 fails, the other ranks fail in the barrier.
+
+    Raises:
+        ConfigError: see `started_ranks`.
     """
+    started_ranks()
     cluster = next((kind() for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect()), None)
     if cluster is None or cluster.world_size() == 1:
         yield True

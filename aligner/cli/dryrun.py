@@ -12,7 +12,8 @@ import nemo_run as run
 from aligner.api import align
 from aligner.checkpoint import huggingface
 from aligner.common.errors import AlignError
-from aligner.data import sources
+from aligner.data import prepacked, sources
+from aligner.data.forms.form import Options
 from aligner.estimate import recipe_plan, report_text
 from aligner.judge.self_rewarding import self_reward
 from aligner.model import parallelism
@@ -41,6 +42,16 @@ def check_recipe(recipe: run.Partial, executor: run.Executor | None) -> None:
     except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         # A missing estimate does not refuse a recipe: devices="auto", models of other kinds.
         print(f"size not known: {error}")
+
+
+def _show_forms(split: str, source: Any, data: Any) -> None:
+    """Print the form of each file's rows, after a look at the first of them; a packed folder has none."""
+    if prepacked.is_packed(source):
+        return
+    options = Options(data.ranked_pairs, tuple(data.ignore_columns))
+    for parts in sources.by_name(source, f"data.{split}").values():
+        for part in parts:
+            print(sources.preview(part.path, options))
 
 
 def _check_pipeline(recipe: run.Partial, executor: run.Executor | None) -> None:
@@ -75,7 +86,7 @@ def _future_rows() -> str:
 def _check_run(recipe: run.Partial, executor: run.Executor | None) -> None:
     """Refuse a recipe of `align` as its run would, as far as arguments, sizes and file names show.
 
-    Rows are not read (`nemo llm lint-preferences` reads them), and nothing is written.
+    The first rows of each file are read (`nemo llm lint-preferences` reads all), and nothing is written.
 
     Args:
         recipe: a `run.Partial` of `align`.
@@ -100,7 +111,7 @@ def _check_run(recipe: run.Partial, executor: run.Executor | None) -> None:
         for split, source in (("train", arguments.data.train), ("validation", arguments.data.validation)):
             # A function writes its file when the run calls it.
             if source and not callable(source):
-                sources.by_name(source, f"data.{split}")
+                _show_forms(split, source, arguments.data)
     restore = arguments.resume.restore_config if arguments.resume else None
     if restore is None or not huggingface.is_importable(str(restore.path)):
         # The sizes of an imported model come from its config.

@@ -13,6 +13,7 @@ A byte-order mark and blank lines are skipped; lines may end in CR LF. Hidden fi
 from __future__ import annotations
 
 import glob
+import itertools
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from aligner.common.containers import DESCRIPTIONS, SUFFIXES
 from aligner.common.errors import ConfigError, RowError
 from aligner.data.forms.form import Options
 from aligner.data.forms.table import FORM_OF_NONE, Reader, check_options, recognize
-from aligner.data.rows import FORMS
+from aligner.data.rows import FORMS, FormatCounts
 
 PLAIN = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".tsv")
 CHUNK = 2 << 20
@@ -211,6 +212,21 @@ def reader_of(path: Path, options: Options, *, skip_bad: bool = False) -> Reader
     if skip_bad:
         return Reader(FORM_OF_NONE, options)
     raise RowError(f"{path}: holds no rows; expected one a line, with {FORMS}")
+
+
+def preview(path: Path, options: Options) -> str:
+    """Return the form of a file and the columns that are left out, after a look at its first hundred rows.
+
+    Raises:
+        RowError: one of them cannot be read.
+    """
+    reader, counts = reader_of(path, options), FormatCounts()
+    for chunk in chunks(path, together=reader.form.together):
+        for _ in reader.rows(itertools.islice(chunk.texts(), 100), counts):
+            pass
+        break
+    left_out = ", ".join(counts.left_out)
+    return f"{path}: {reader.name}" + (f"; left out: {left_out}" if left_out else "")
 
 
 def chunks(path: Path, *, together: str | None = None) -> Iterator[Chunk]:

@@ -1,7 +1,6 @@
 """Generation by Megatron from a NeMo checkpoint: each tensor-parallel group of ranks takes a part of the requests."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -84,7 +83,7 @@ class MegatronEngine(Engine):
             if getattr(self, name) < 1:
                 raise ConfigError(f"engine.{name}: must be at least 1, found {getattr(self, name)}")
         ranks = self.devices * self.num_nodes
-        started = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1)))
+        started = distributed.started_ranks()
         if ranks != started:
             raise ConfigError(
                 f"engine.devices, engine.num_nodes: {self.devices} x {self.num_nodes} = {ranks} ranks, but {started} "

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from typing import get_args
 
 from nemo.lightning import MegatronStrategy
 
-from aligner.backend import device
+from aligner.backend import device, distributed
 from aligner.backend.hardware import fused_adam
 from aligner.callbacks.checkpointing import CheckpointCallback
 from aligner.common.errors import ConfigError
@@ -134,7 +133,7 @@ def check_world_size(arguments: RunArguments) -> None:
         ConfigError: the number differs from trainer.devices x trainer.num_nodes.
     """
     world = arguments.num_ranks
-    started = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", 1)))
+    started = distributed.started_ranks()
     if world != started:
         raise ConfigError(
             f"trainer.devices, trainer.num_nodes: {arguments.trainer.num_devices} x {arguments.trainer.num_nodes} = "

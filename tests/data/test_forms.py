@@ -178,3 +178,18 @@ def test_sharegpt_with_calls() -> None:
     rows = row_of({"conversations": talk, "system": "Be brief.", "tools": '[{"name": "weather"}]'})
     assert [len(row.prompt) for row in rows] == [2, 4] and rows[0].template == {"tools": [{"name": "weather"}]}
     assert rows[0].response[0]["tool_calls"][0]["function"]["name"] == "weather"
+
+
+def test_the_page_lists_every_form() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs/data.md").read_text()
+    for form in FORMS:
+        assert f"| {form.name}: `{', '.join(sorted(form.needs))}` | {form.known_from} |" in page
+
+
+def test_a_preview_names_the_form_and_what_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(ULTRAFEEDBACK | {"prompt_id": str(i)}) + "\n" for i in range(3)))
+    assert sources.preview(path, Options()) == f"{path}: preference, explicit prompt; left out: prompt_id"
+    path.write_text(json.dumps(ULTRAFEEDBACK | {"quality": 1}) + "\n")
+    with pytest.raises(RowError, match=r"rows.jsonl:1: has 'quality', which judges"):
+        sources.preview(path, Options())

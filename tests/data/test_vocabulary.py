@@ -60,3 +60,20 @@ def test_a_token_without_a_row_is_refused_with_its_line(tiny: Tiny, execute: Exe
         generate_responses(
             str(tmp_path / "prompts.jsonl"), str(tmp_path / "out.jsonl"), MegatronEngine(str(folder)), max_tokens=4
         )
+
+
+def test_mistral_without_a_window_answers(tmp_path: Path) -> None:
+    """Its length is that of its positions, where NeMo takes it from the window."""
+    hf = byte_level()
+    hf.save_pretrained(tmp_path / "mistral")
+    sizes: Any = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 64, "sliding_window": None}
+    config = transformers.MistralConfig(vocab_size=len(hf), **sizes)
+    transformers.MistralForCausalLM(config).save_pretrained(tmp_path / "mistral")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    engine = MegatronEngine(str(tmp_path / "mistral"))
+    out = generate_responses(str(tmp_path / "prompts.jsonl"), str(tmp_path / "out.jsonl"), engine, 1, max_tokens=4)
+    assert json.loads(out.read_text())["num_tokens"] <= 4
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "a" * 61}) + "\n")
+    with pytest.raises(RowError, match="61 tokens, and 64 less max_tokens=4 leave 60"):
+        generate_responses(str(tmp_path / "prompts.jsonl"), str(tmp_path / "long.jsonl"), engine, 1, max_tokens=4)

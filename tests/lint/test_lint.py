@@ -249,3 +249,39 @@ def test_the_command_writes_and_tells_by_its_exit_code(tmp_path: Path, hf: Any) 
         (report,) = json.loads((tmp_path / f"{name}.json").read_text())
         assert report["rows"] == len(rows) and bool(report["findings"]) == (name == "bad")
         assert f"train: {name}.jsonl" in said and "written: x.html" in said
+
+
+def test_one_side_one_prompt_and_texts_with_the_templates_own_tokens(tmp_path: Path, hf: Any) -> None:
+    rows = [{"prompt": f"q{i}", "response": f"r{i}", "preference": i != 7} for i in range(30)]
+    report = looked(write(tmp_path / "sided.jsonl", rows), hf)
+    assert list(found(report)) == ["one-sided"]
+    assert report.findings[0].detail == "29 chosen, 1 rejected; loss.undesirable_weight=29 balances them"
+    rows = [{"prompt": "q", "response": f"r{i}", "preference": i % 2 == 0} for i in range(30)]
+    assert list(found(looked(write(tmp_path / "one.jsonl", rows), hf))) == ["one-prompt"]
+
+    chat = byte_level(chat_template=CHATML, bos=True)
+    written = [{**PAIR, "prompt": f"<|im_start|>user\n{i}<|im_end|>\n<|im_start|>assistant\n"} for i in range(8)]
+    path = write(tmp_path / "written.jsonl", written)
+    report = looked(path, chat, apply_chat_template=True)
+    assert found(report) == {"templated-prompt": list(range(1, 9))} and report.errors == 1
+    # As text they are sound.
+    assert "templated-prompt" not in found(looked(path, chat))
+    # The tokenizer begins a text with BOS, its template does not.
+    report = looked(write(tmp_path / "plain.jsonl", clean(40)), chat, apply_chat_template=True)
+    assert found(report) == {"bos": [1]}
+
+
+def test_the_form_and_what_is_left_out_stand_in_the_report(tmp_path: Path, hf: Any) -> None:
+    rows = [
+        {
+            "source": "x",
+            "chosen": f"\n\nHuman: q{i}\n\nAssistant: good {i}",
+            "rejected": f"\n\nHuman: q{i}\n\nAssistant: bad",
+        }
+        for i in range(20)
+    ]
+    rows[3]["rejected"] = rows[3]["chosen"]
+    chat = byte_level(chat_template=CHATML)
+    report = looked(write(tmp_path / "hh.jsonl", rows), chat)
+    assert report.numbers["forms"] == ["hh.jsonl: dialogue; columns left out: source (20 rows)"]
+    assert found(report)["rows-left-out"] == [4] and report.errors == 0
