@@ -33,6 +33,8 @@ class GenerationRequest:
     """`file:line` of the prompt, for messages."""
     template: dict[str, Any] = field(default_factory=dict)
     """What the chat template gets beside the messages: `tools`, and the prompt's `chat_template_kwargs`."""
+    json_schema: dict[str, Any] | None = None
+    """Schema that the response is held to, by an engine that `gives_json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,9 @@ class GenerationResult:
 
 class Engine(abc.ABC):
     """A generation backend. `too_long` and `generate` work within `session`."""
+
+    gives_json = False
+    """Whether responses can be held to a JSON schema."""
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -15,6 +15,10 @@ from aligner.generate.sampling import Sampling
 REASONS = {"stop": "stop", "length": "length"}
 
 
+def _held_to(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+
+
 @dataclass
 class OpenAIEngine(Engine):
     """An OpenAI-compatible chat server. Only the first rank sends requests.
@@ -38,6 +42,8 @@ class OpenAIEngine(Engine):
     retries: int = 5
     system: Optional[str] = None
     chat_template_kwargs: Optional[dict[str, Any]] = None
+
+    gives_json = True
 
     _client: Any = field(default=None, init=False, repr=False)
     _first: bool = field(default=True, init=False, repr=False)
@@ -142,6 +148,7 @@ class OpenAIEngine(Engine):
                 seed=request.seed % 2**31,
                 extra_body=extra_body,
                 **({"tools": tools} if tools else {}),
+                **({"response_format": _held_to(request.json_schema)} if request.json_schema else {}),
             )
         except openai.BadRequestError as error:
             message = str(error)

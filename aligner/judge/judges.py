@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Literal, Optional, Union
 
 from tqdm import tqdm
 
@@ -69,6 +69,10 @@ def judge_responses(prompts: Union[str, list[str]], candidates: str, output: str
     return path
 
 
+AS_JSON = '\n\nAnswer as a JSON object: {"reasoning": "...", "score": ...}'
+"""Added to the judge's prompt where its judgment is held to a schema."""
+
+
 @dataclass
 class ModelJudge(Judge):
     """LLM-as-a-judge: a model reads prompt and response and generates a score (arXiv 2401.10020, section 2.1).
@@ -84,6 +88,8 @@ class ModelJudge(Judge):
         stop: string, or list of strings, that ends a judgment; the judgment does not include it.
         min_score: lowest score; a number below it is no score.
         max_score: highest score; a number above it is no score.
+        response_format: `text`, or `json`: the engine holds each judgment to an object with reasoning and score, by the
+            server's `response_format`. Nothing is left to read wrongly; not every engine can (`OpenAIEngine` can).
         pattern: regular expression; the first group of its last match is the score. None: `parse_score`.
         seed: random seed.
     """
@@ -99,24 +105,27 @@ class ModelJudge(Judge):
     max_score: float = 5
     pattern: Optional[str] = None
     seed: int = 4321
+    response_format: Literal["text", "json"] = "text"
 
     def score(self, asked: PromptIndex, candidates: list[JsonObject], output: Path) -> None:
         if self.num_judgments < 1:
             raise ConfigError(f"judge.num_judgments: must be at least 1, found {self.num_judgments}")
         if not self.min_score < self.max_score:
             raise ConfigError(f"judge.min_score, judge.max_score: {self.min_score} to {self.max_score} is no scale")
-        parse = self._parser()
+        parse, schema = self._parser(), self._schema()
         sampling = Sampling(
             temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, stop=as_stops(self.stop)
         )
         requests = []
         for candidate in candidates:
             text = self.render_prompt(asked.prompt(candidate["key"]).prompt, candidate["response"])
+            text += AS_JSON if schema else ""
             source = f"answer {candidate['key']}"
             for i in range(self.num_judgments):
                 key = f"{candidate['key']}/{i}"
                 seed = seed_of(self.seed, key)
-                requests.append(GenerationRequest(key=key, prompt=text, seed=seed, source=source))
+                request = GenerationRequest(key=key, prompt=text, seed=seed, source=source, json_schema=schema)
+                requests.append(request)
 
         def row(request: GenerationRequest, result: GenerationResult) -> JsonObject:
             return {
@@ -135,6 +144,7 @@ class ModelJudge(Judge):
             "judge.max_score": self.max_score,
             "judge.pattern": self.pattern,
             "judge.seed": self.seed,
+            **({"judge.response_format": self.response_format} if schema else {}),
             **{f"judge.{name}": value for name, value in vars(sampling).items()},
             "judge.engine": self.engine.describe(),
             "of": _input_hashes(asked, candidates),
@@ -159,6 +169,29 @@ class ModelJudge(Judge):
         return templates.template(
             self.template, "judge.template", needed=PLACEHOLDERS, known={"min_score", "max_score"}
         )
+
+    def _schema(self) -> dict[str, Any] | None:
+        """Return the schema of a judgment; None for text.
+
+        Raises:
+            ConfigError: the engine cannot hold a judgment to it.
+        """
+        if self.response_format == "text":
+            return None
+        if self.response_format != "json":
+            raise ConfigError(f"judge.response_format: {self.response_format!r} is not one of text, json")
+        if not self.engine.gives_json:
+            raise ConfigError(
+                f"judge.response_format: json, which {type(self.engine).__name__} cannot hold a judgment to; use "
+                "OpenAIEngine (engine=server), or text"
+            )
+        score = {"type": "number", "minimum": self.min_score, "maximum": self.max_score}
+        return {
+            "type": "object",
+            "properties": {"reasoning": {"type": "string"}, "score": score},
+            "required": ["reasoning", "score"],
+            "additionalProperties": False,
+        }
 
     def _parser(self) -> Callable[[str, bool], float | None]:
         """Return a function of a judgment and of whether it came to its end."""

@@ -313,3 +313,40 @@ def test_a_conversation_is_shown_with_who_says_what() -> None:
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     assert as_text(talk) == "User: a\n\nAssistant: b\n\nUser: c"
     assert as_text(talk[:1]) == as_text("a") == "a"
+
+
+def test_a_judgment_is_held_to_a_schema_where_the_engine_can(
+    serve: Any, files: tuple[str, str], tmp_path: Path
+) -> None:
+    def reply(request: dict[str, Any]) -> str:
+        schema = request["response_format"]["json_schema"]["schema"]
+        assert schema["properties"]["score"] == {"type": "number", "minimum": 0, "maximum": 5}
+        assert request["messages"][0]["content"].endswith('{"reasoning": "...", "score": ...}')
+        return json.dumps({"reasoning": "A score: 5 would need more.", "score": 3})
+
+    judge = ModelJudge(OpenAIEngine(serve(reply), "judge"), num_judgments=1, response_format="json")
+    rows = list(journal.read(judge_responses(*files, str(tmp_path / "j.jsonl"), judge)))
+    assert [row["score"] for row in rows] == [3, 3, 3]
+    from aligner.generate.megatron_engine import MegatronEngine
+
+    for engine, form, told in (
+        (MegatronEngine("model"), "json", "which MegatronEngine cannot hold a judgment to"),
+        (OpenAIEngine("http://127.0.0.1:9/v1", "judge"), "xml", "'xml' is not one of text, json"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            judge_responses(*files, str(tmp_path / "k.jsonl"), ModelJudge(engine, response_format=form))  # type: ignore[arg-type]
+
+
+def test_a_server_goes_on_with_a_message_and_gets_tools(serve: Any, tmp_path: Path) -> None:
+    def reply(request: dict[str, Any]) -> str:
+        assert request["continue_final_message"] is True and request["add_generation_prompt"] is False
+        assert request["tools"] == [{"type": "function", "function": {"name": "f"}}]
+        assert request["chat_template_kwargs"] == {"enable_thinking": False, "x": 1}
+        return " five"
+
+    prompt = [{"role": "user", "content": "2+3?"}, {"role": "assistant", "content": "It is"}]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    journal.write(tmp_path / "p.jsonl", [{"prompt": prompt, "tools": tools, "chat_template_kwargs": {"x": 1}}])
+    engine = OpenAIEngine(serve(reply), "judge", chat_template_kwargs={"enable_thinking": False})
+    (row,) = journal.read(generate_responses(str(tmp_path / "p.jsonl"), str(tmp_path / "a.jsonl"), engine, 1))
+    assert row["response"] == " five"
