@@ -15,6 +15,8 @@ from aligner.checkpoint import import_checks, nemo1_archive, source_files
 from aligner.common.errors import CheckpointError
 from aligner.common.files import atomic_write
 
+VERSION = 2
+"""Raise it when an import of the same files would be another one; earlier imports are then made again."""
 REFUSED = 3
 """Exit code of an import in a process of its own whose last line says why the model is refused."""
 
@@ -186,7 +188,7 @@ def cache_name(source: str) -> str:
         parts += [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sorted(folder.iterdir())]
     elif folder.is_file():
         parts = [str(folder.resolve()), f"{folder.stat().st_size} {folder.stat().st_mtime_ns}"]
-    return f"{folder.name}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:12]}"
+    return f"{folder.name}-{hashlib.sha256(chr(10).join([f'import {VERSION}', *parts]).encode()).hexdigest()[:12]}"
 
 
 def _environment_without_ranks() -> dict[str, str]:
