@@ -45,7 +45,8 @@ HARMLESS = {
     # How it is run, without another result.
     "use_cache", "pretraining_tp", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset",
     "_experts_implementation", "return_dict", "output_attentions", "output_hidden_states", "output_router_logits",
-    "use_bfloat16", "max_window_layers",
+    "use_bfloat16", "max_window_layers", "cache_implementation", "max_sequence_length", "tokenizer_model_max_length",
+    "tokenizer_padding_side",
     # Training.
     "attention_dropout", "hidden_dropout", "router_aux_loss_coef", "router_jitter_noise",
     # Generation, which generation_config.json takes precedence over.
@@ -102,11 +103,11 @@ def check(name: str, config: dict[str, Any]) -> None:
         CheckpointError: NeMo's importer ignores a setting of the model, or has none for it.
     """
     config = as_transformers_4(name, config)
-    kind = config["model_type"]
+    kind = config.get("model_type", "")
     _check_rotary(name, kind, config.get("rope_scaling"))
     _check_window(name, kind, config)
     for field, value in ASSUMED.get(kind, {}).items():
-        if config.get(field, value) != value:
+        if config.get(field) not in (value, None):
             raise CheckpointError(
                 f"source: {name} has {field} {config[field]!r}, and NeMo's importer of {kind} knows {value!r} alone"
             )

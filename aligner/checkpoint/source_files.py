@@ -20,10 +20,11 @@ ORIGIN = "origin.json"
 """File beside them: where the model came from, and the comparison of its log-probabilities after the import."""
 CONFIG, GENERATION = "config.json", "generation_config.json"
 TEMPLATES = "additional_chat_templates"
-WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".onnx", ".h5")
-"""Ends of names that hold weights, which training changes."""
-LEFT_OUT = ("README.md",)
-"""The model card describes another model than the aligned one."""
+KEPT = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
+"""Ends of names that are kept, beside licences."""
+INDEX = (".safetensors.index.json", ".bin.index.json")
+"""Ends of names of tables of contents of weights, which are written anew."""
+LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING")
 
 
 def local_folder(name: str) -> Path:
@@ -69,8 +70,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def names(folder: Path) -> list[str]:
     """List the files to keep of a model's folder, relative to it."""
-    top = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    kept = [path.name for path in top if not path.name.endswith(WEIGHTS) and path.name not in LEFT_OUT]
+    top = [path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    kept = [n for n in top if (n.endswith(KEPT) and not n.endswith(INDEX)) or n.upper().startswith(LICENCES)]
     return sorted(kept + [f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja")])
 
 

@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,10 +77,13 @@ def _decompressed(path: Path, raw: BinaryIO, magic: bytes) -> Any:
 
 
 def _text_lines(path: Path, text: Any) -> Iterator[bytes]:
-    if ".csv" in path.suffixes or ".tsv" in path.suffixes:
+    if _kind(path) in (".csv", ".tsv"):
         yield from _csv(path, text)
         return
-    first = text.readline(LONGEST)
+    first = blank = text.readline(LONGEST)
+    while blank and not blank.strip():
+        blank = text.readline(LONGEST)
+        first += blank
     if first.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" and not _is_whole(first):
         yield from _array(path, first + text.read(ARRAY))
         return
@@ -89,6 +93,11 @@ def _text_lines(path: Path, text: Any) -> Iterator[bytes]:
         if len(line) == LONGEST:
             raise RowError(f"{path}:{number}: is longer than {LONGEST >> 20} MiB; is this a file of JSON lines?")
         yield line
+
+
+def _kind(path: Path) -> str:
+    suffixes = [suffix for suffix in path.suffixes if suffix not in PACKED]
+    return suffixes[-1] if suffixes else ""
 
 
 def _is_whole(line: bytes) -> bool:
@@ -110,14 +119,14 @@ def _array(path: Path, content: bytes) -> Iterator[bytes]:
     except ValueError as error:
         raise RowError(f"{path}: begins as a JSON array and is none ({error}); copy it again, or repair it") from None
     for row in rows:
-        yield json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        yield json.dumps(row).encode()
 
 
 def _csv(path: Path, text: Any) -> Iterator[bytes]:
     """Yield the rows of a table with a header; a cell with JSON messages is read as these."""
     csv.field_size_limit(LONGEST)
     reader = csv.DictReader(
-        io.TextIOWrapper(text, encoding="utf-8-sig", newline=""), delimiter="\t" if ".tsv" in path.suffixes else ","
+        io.TextIOWrapper(text, encoding="utf-8-sig", newline=""), delimiter="\t" if _kind(path) == ".tsv" else ","
     )
     try:
         for number, row in enumerate(reader, start=1):
@@ -132,11 +141,13 @@ def _csv(path: Path, text: Any) -> Iterator[bytes]:
 
 
 def _cell(value: str) -> Any:
-    if value.startswith(("[{", "{")):
+    if re.match(r"\s*\[?\s*\{", value):
         try:
-            return json.loads(value)
+            found = json.loads(value)
         except ValueError:
             return value
+        items = found if isinstance(found, list) else [found]
+        return found if all(isinstance(item, dict) and "role" in item for item in items) else value
     return value or None
 
 
@@ -152,12 +163,19 @@ def _table(
             for batch in batches(raw):
                 for row in batch.to_pylist():
                     done[0] += 1
-                    yield json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
-        except pyarrow.ArrowException as error:
+                    yield json.dumps({key: _without_nulls(value) for key, value in row.items()}, default=str).encode()
+        except (pyarrow.ArrowException, OSError) as error:
             first = str(error).splitlines()[0]
             raise RowError(f"{path}: the table breaks off or is damaged ({first}); copy it again") from None
 
     return rows(), lambda: min(size, done[0] * 200)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value without the keys that a table fills in with null, since all of its structures have the same."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _parquet(raw: Any) -> Iterator[Any]:

@@ -35,7 +35,7 @@ WORDS = {
 SUM = rf"{NUMBER}(?:\s*\+\s*{NUMBER})*(?:\s*=\s*{NUMBER}(?:\s*\+\s*{NUMBER})*)?"
 VALUE = rf"(?P<number>{SUM}|\b(?:{'|'.join(WORDS)})\b)(?P<rest>[^\n]*)"
 SCALE_BEFORE = (
-    r"(?P<before>(?:[\s:]*\([^)\n]*(?:out of|scale|max|/|-|\bto\b)[^)\n]*\))?"
+    r"(?P<before>(?:[\s:]{0,3}\([^()\n]{0,60}(?:out of|scale|max|/|-|\bto\b)[^()\n]{0,60}\))?"
     r"(?:\s*(?:out of|on a scale of|from)\s*\d+(?:\s*(?:to|-)\s*\d+)?)?)"
 )
 """A description of the scale between the word and the score."""
@@ -47,6 +47,10 @@ PLAIN = {
     "given", "additive", "numeric", "numerical", "integer", "is", "therefore", "so", "thus", "and", "hence", "quality",
     "evaluation", "assessment",
 }  # fmt: skip
+NAMED = ("response", "answer", "assistant", "model", "option")
+"""Words before the letter of one of two responses, as in `Response A score`."""
+BARE_FINAL = {"total", "overall"}
+"""Words that are final scores where a number stands alone after them."""
 WEAK = {"points", "grade", "mark", "marks"}
 """Words that may also be about a part; used if there is no other."""
 STATED = re.compile(
@@ -72,8 +76,18 @@ SCALE = re.compile(
     re.IGNORECASE,
 )
 """The scale after a number: `/5`, `out of 5`, `of 10 points`, `(on a 10-point scale)`."""
-UNSURE = re.compile(r"\s*(?:%|percent\b|-\s*\d|,\s*\d|(?:or|to)\s+\d|-?>\s*\d|[^\w\s]?\u2192|\^|\+|\.\.+\s*\d|~\s*\d)")
-"""Text after a number that makes it a percentage, a range, a change or a power."""
+UNSURE = re.compile(
+    r"\s*(?:%|percent\b|-\s*\d|,\s*\d|(?:or|to)\s+\d|-?>\s*\d|[^\w\s]?\u2192|\^|\+|\.\.+\s*\d|~\s*\d"
+    r"|[^\n]{0,80}?[=\u00d7]\s*\d|\s+(?:minus|plus|times)\b)"
+)
+"""Text after a number that makes it a percentage, a range, a change, a power or a term."""
+LISTED = re.compile(r"\s*[.)=]\s*[^\W\d]")
+"""Text after a number that begins a line as an item of a list: `1. It is relevant`."""
+ENDS = re.compile(
+    r"[\s\])>}.,;!]*(?:(?:/|out of|of)\s*\d+|points?|stars?|\([^()\n]{0,60}\)|-[^\d\n]*)?[\s\])>}.,;!]*\Z",
+    re.IGNORECASE,
+)
+"""Text after a number that is nothing but a scale."""
 SUPPOSED = re.compile(
     r"\s*[)\]]?\s*(?:would|could|might|may|should|requires?|needs?|means?|is\s+(?:for|reserved|given|awarded|when|only|appropriate)"
     r"|for\s+(?:an?|answers|responses|those)\b|if\b|when\b)",
@@ -97,7 +111,7 @@ KEYS = (
 LIMITS = ("max_score", "maximum_score", "max", "maximum", "out_of", "scale", "max_rating", "max_points")
 DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"))
 MARKUP = str.maketrans("_", " ", "*`\"'\u201c\u201d\u2018\u2019\xab\xbb$\\")
-ASIDE = re.compile(r"(?<=\d)\s*\([^()\d]*\)(?=\s*\+|\s*=)")
+ASIDE = re.compile(r"(?<=\d)\s*\([^()\d]{0,80}\)(?=\s*\+|\s*=)")
 """A remark after a summand, as in `1 (relevance) + 1 (style)`."""
 THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>", re.IGNORECASE)
 
@@ -136,8 +150,14 @@ def parse_score(text: str, *, min_score: float = 0, max_score: float = 5, finish
     statements = [s for s in _matches(STATED, plain) if finished or "\n" in plain[s.end() :]]
     for of_kind in (FINAL, PLAIN, WEAK):
         matches = [match for match in statements if _kind(match) is of_kind]
-        if matches:
-            return _value_of(matches[-1], scale)
+        if not matches:
+            continue
+        value = _value_of(matches[-1], scale)
+        # A plain statement after the final one, and another value: which of them is meant?
+        later = [m for m in statements if _kind(m) is PLAIN and m.start() > matches[-1].start()]
+        if of_kind is FINAL and later and _value_of(later[-1], scale) != value:
+            return None
+        return value
     if not finished or any(_kind(match) is None for match in statements):
         return None
     sentences = [match for match in _matches(SAID, plain) if _kind(match) is not None]
@@ -184,7 +204,10 @@ def _from_object(text: str, scale: _Scale) -> tuple[bool, float | None]:
     found, value = False, None
     for item in _objects(text):
         scores = _scores_in(item)
-        if not scores and len(nested := [v for v in item.values() if isinstance(v, dict) and _scores_in(v)]) == 1:
+        nested = [value for value in item.values() if isinstance(value, dict) and _scores_in(value)]
+        if not scores and len(nested) > 1:
+            return True, None
+        if not scores and nested and "example" not in item:
             item = nested[0]
             scores = _scores_in(item)
         if scores:
@@ -217,8 +240,12 @@ def _matches(pattern: re.Pattern[str], plain: str) -> Iterator[re.Match[str]]:
     """Yield the matches that are no examples; one may begin in the rest of another."""
     at = 0
     while match := pattern.search(plain, at):
-        heading = match.groupdict().get("sign") == "\n" and _word(match) in WEAK | {"total", "overall"}
-        if not SUPPOSED.match(match["rest"]) and not heading:
+        word, begin = _word(match), match.start("sign") if "sign" in match.re.groupindex else match.start("number")
+        apart = "\n" in plain[begin : match.start("number")]
+        heading = apart and (word in WEAK | BARE_FINAL or LISTED.match(match["rest"]))
+        # `Total: 3 issues` is a remark, `Total: 3/5` a score.
+        remark = word in BARE_FINAL and not ENDS.match(match["rest"])
+        if not SUPPOSED.match(match["rest"]) and not heading and not remark:
             yield match
         at = match.end("number")
 
@@ -231,7 +258,11 @@ def _kind(match: re.Match[str]) -> set[str] | None:
     """Return `FINAL`, `PLAIN` or `WEAK` by the words for a score; None for the score of something else."""
     words = (match["qualifier"] or "").lower().replace("'", "").split()
     last, word = words[-1] if words else "", _word(match)
-    if last in FINAL or word in ("total", "overall"):
+    if len(words) > 1 and match["qualifier"].split()[-1] in ("A", "B") and words[-2] in NAMED:
+        return None
+    if any(other in words for other in ("users", "user", "human", "previous", "maximum", "max", "example")):
+        return None
+    if last in FINAL or word in BARE_FINAL:
         return FINAL
     if word in WEAK:
         return WEAK
@@ -257,7 +288,7 @@ def _plain(text: str) -> str:
     """Remove markup and quotes; normalize dashes and digits, `4½` to `4.5`, and a power's `4²` to `4^2`."""
     text = re.sub(r"(?<=\d)\s?([\u00bc-\u00be\u2150-\u215e])", lambda m: f"{unicodedata.numeric(m[1]):g}"[1:], text)
     text = re.sub(r"(?<=\d)(?=[\u00b2\u00b3\u00b9\u2070-\u2079])", "^", text)
-    return unicodedata.normalize("NFKC", text).translate(DASHES).translate(MARKUP)
+    return unicodedata.normalize("NFKC", text).replace("\u2044", "/").translate(DASHES).translate(MARKUP)
 
 
 def _value(number: str) -> float | None:

@@ -143,6 +143,12 @@ def _score(
                 template = restored.template(template)
             encode = ResponseTokenizer(restored.tokenizer, apply_chat_template=applies, template=template)
             found = [(row, one) for row in rows for one in _examples(row, encode, kind, seq_length)]
+            for _, example in found if len(encode.hf) > restored.config.vocab_size else ():
+                if max(max(ids) for ids in (example.prompt, *example.responses)) >= restored.config.vocab_size:
+                    raise RowError(
+                        f"{example.source}: holds a token that has no row in the embedding of {name} "
+                        f"({restored.config.vocab_size} rows, {len(encode.hf)} tokens)"
+                    )
             if not found:
                 raise RowError(f"data: none of {len(rows)} rows has at most seq_length={seq_length} tokens; raise it")
             scores = list(_forward(restored, [example for _, example in found], micro_batch_size))
@@ -225,7 +231,10 @@ def _metrics(lines: list[dict[str, Any]], kind: Kind, *, referenced: bool) -> di
 
 
 def _print(metrics: dict[str, float], count: int, kind: Kind, long: int) -> None:
-    print(f"{count} {'pairs' if kind == 'pairs' else 'responses'}" + (f", {long} left out as too long" if long else ""))
+    print(
+        f"{count} {'pairs' if kind == 'pairs' else 'responses'}"
+        + (f", {long} left out as too long or with equal tokens" if long else "")
+    )
     width = max(map(len, metrics))
     for name, value in metrics.items():
         print(f"  {name:<{width}}  {value:.6g}")

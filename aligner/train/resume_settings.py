@@ -22,6 +22,14 @@ FIXED = ("reference", "peft", "model")
 VERSIONS = ("nemo-align", "nemo-toolkit", "megatron-core", "torch", "lightning", "nemo_run")
 """Distributions whose versions are checkpoint metadata."""
 
+ADDED: Settings = {
+    "data.ranked_pairs": "best_worst",
+    "data.ignore_columns": [],
+    "data.date": "",
+    "data.chat_template_kwargs": {},
+}
+"""Settings that earlier checkpoints do not have, with the values that their runs had."""
+
 OF_DATA = (
     "seq_length",
     "seed",
@@ -103,6 +111,7 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequenc
     Raises:
         ConfigError: a setting differs that may not, or an allowed name is not a setting.
     """
+    then = {**ADDED, **then}
     names = {**then, **now}
     for name in allowed:
         if not any(_covers(name, known) for known in names):

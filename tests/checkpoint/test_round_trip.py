@@ -199,3 +199,24 @@ def test_two_imports_at_once_have_a_tokenizer_each(tmp_path: Path) -> None:
         assert (len(hf), hf.chat_template) == (384 + 128 * i, template)
     after = Path("/tmp/nemo_tokenizer").stat().st_mtime_ns if Path("/tmp/nemo_tokenizer").exists() else None
     assert after == before
+
+
+def test_only_files_that_belong_beside_weights_are_kept(tmp_path: Path) -> None:
+    wanted = [
+        "config.json",
+        "tokenizer.json",
+        "merges.txt",
+        "chat_template.jinja",
+        "spiece.model",
+        "LICENSE.md",
+        "NOTICE",
+    ]
+    others = ["model.safetensors", "model.safetensors.index.json", "flax_model.msgpack", "model.onnx_data", "a.npz"]
+    for name in [*wanted, *others, "README.md", ".gitattributes", "events.out.tfevents.1"]:
+        (tmp_path / name).write_text("x")
+    assert source_files.names(tmp_path) == sorted(wanted)
+
+
+def test_keys_of_published_configurations_are_known() -> None:
+    import_checks.check("x", {"model_type": "gemma2", "head_dim": 256, "cache_implementation": "hybrid"})
+    import_checks.check("x", {"model_type": "llama", "attention_bias": None, "max_sequence_length": 2048})

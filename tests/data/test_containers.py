@@ -167,3 +167,41 @@ def test_a_data_set_of_the_hub_is_that_of_datasets(tmp_path: Path, monkeypatch: 
         RowError, match=r"cannot be had from the hub \(ConnectionError: Couldn't reach the Hub\); without"
     ):
         sources.resolve_files("hf://datasets/none/there", "data.train")
+
+
+def test_nulls_that_a_table_fills_in_are_no_values(tmp_path: Path) -> None:
+    """Structures of a table all have the same keys; two calls with different arguments would get each other's."""
+    calls = [{"function": {"name": name, "arguments": {name: "1"}}} for name in ("f", "g")]
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    pyarrow.parquet.write_table(pa.Table.from_pylist([{"messages": talk}]), tmp_path / "rows.parquet")
+    (row,) = read_rows(tmp_path / "rows.parquet")
+    assert [call["function"]["arguments"] for call in row.response[0]["tool_calls"]] == [{"f": "1"}, {"g": "1"}]
+
+
+def test_damage_in_the_middle_of_a_table_is_told(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i} " * 50, "chosen": "b", "rejected": "c"} for i in range(5000)]
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+    data = bytearray(path.read_bytes())
+    data[400:600] = b"\xff" * 200
+    path.write_bytes(data)
+    with pytest.raises(RowError, match=r"rows.parquet: the table breaks off or is damaged"):
+        read_rows(path)
+
+
+def test_csv_of_an_arena_and_of_answers_in_json(tmp_path: Path) -> None:
+    path = tmp_path / "arena.csv"
+    path.write_text(
+        "id,prompt,response_a,response_b,winner_model_a,winner_model_b,winner_tie\n"
+        '1,"[""hi""]","[""a""]","[""b""]",0,1,0\n2,"[""hi""]","[""a""]","[null]",1,0,0\n'
+    )
+    (pair,) = read_rows(path)
+    assert pair.chosen_response[0]["content"] == "b"
+    path = tmp_path / "json.csv"
+    path.write_text('prompt,chosen,rejected\nq,"{""a"": 1}",{}\n')
+    assert read_rows(path)[0].chosen_response == '{"a": 1}'
+    path = tmp_path / "train.csv.jsonl"
+    path.write_text(LINES)
+    assert read_rows(path)
+    (tmp_path / "late.json").write_text("\n\n" + json.dumps(ROWS, indent=1))
+    assert read_rows(tmp_path / "late.json")

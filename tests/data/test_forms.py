@@ -193,3 +193,87 @@ def test_a_preview_names_the_form_and_what_is_left_out(tmp_path: Path) -> None:
     path.write_text(json.dumps(ULTRAFEEDBACK | {"quality": 1}) + "\n")
     with pytest.raises(RowError, match=r"rows.jsonl:1: has 'quality', which judges"):
         sources.preview(path, Options())
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def test_conversations_in_strings_are_conversations() -> None:
+    row = {"chosen": json.dumps([USER, GOOD]), "rejected": json.dumps([USER, BAD], indent=1)}
+    (pair,), _ = read(row)
+    assert (pair.prompt, pair.chosen_response, pair.rejected_response) == ([USER], [GOOD], [BAD])
+    (pair,), _ = read({"prompt": "[1, 2] is a list", "chosen": "[3]", "rejected": '[{"no": "message"}]'})
+    assert pair.rejected_response == '[{"no": "message"}]'
+
+
+def test_a_system_column_stands_before_messages_of_either_kind() -> None:
+    for talk in ([USER, GOOD], [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]):
+        (row,), _ = read({"conversations": talk, "system": "Be brief."})
+        assert row.prompt == [SYSTEM, USER] and row.response == [GOOD]
+        begun = [SYSTEM if "role" in talk[0] else {"from": "system", "value": "x"}, *talk]
+        with pytest.raises(RowError, match="has 'system' beside a system message"):
+            read({"conversations": begun, "system": "Be brief."})
+
+
+def test_answers_of_weight_0_are_no_targets_in_any_form() -> None:
+    talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0}]
+    more = [*talk, {"from": "human", "value": "c"}, {"from": "gpt", "value": "d", "weight": 1}]
+    (row,), _ = read({"conversations": more})
+    assert text(row.response) == "d" and len(row.prompt) == 3
+    for silent in ({"conversations": talk}, {"messages": [USER, {**GOOD, "weight": 0}]}):
+        rows, counts = read(silent)
+        assert not rows and counts.dropped == {"whose answers all have weight 0": 1}
+    with pytest.raises(RowError, match="'chosen_response' has weight 0, so there is nothing to learn"):
+        read({"prompt": [USER], "chosen_response": {**GOOD, "weight": 0}, "rejected_response": BAD})
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["is_safe", "harmfulness_label", "thumbs_up", "likes", "verdict", "judgement", "win", "elo", "stars", "score1",
+     "qualityRating", "helpful", "evaluation", "Grades"],
+)  # fmt: skip
+def test_names_that_judge(key: str) -> None:
+    with pytest.raises(RowError, match=f"has '{key}', which judges"):
+        read({"prompt": "q", "response": "a", key: False})
+
+
+def test_names_that_do_not_judge_are_left_out() -> None:
+    names = ("id", "source", "prompt_id", "category", "chosen_model", "timestamp", "language", "topic", "turns")
+    _, counts = read({"prompt": "q", "response": "a"} | dict.fromkeys(names, 1))
+    assert set(counts.left_out) == set(names)
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "message"),
+    [
+        ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"},
+         {"chosen": [USER, GOOD], "rejected": [USER, BAD]}, "its values are not of the form 'dialogue'"),
+        ({"messages": [USER, GOOD]}, {"foo": 1}, "has no 'messages'"),
+        ({"prompt": "a", "response_a": "b", "response_b": "c", "winner": "a"},
+         {"prompt": "a", "response_a": "b", "response_b": "c"}, "its values are not of the form 'arena pairs'"),
+        ({"prompt": "a", "response_a": "b", "response_b": "c", "winner": "a"},
+         {"prompt": "a", "response_a": "b", "response_b": "c", "winner": ["a"]}, "'winner' must be one of"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+         {"conversations": [{"from": ["x"], "value": "a"}]}, r"expected 'from' \(one of"),
+        ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"},
+         {"chosen": "\n\nHuman: \ud83d\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"},
+         "half of a character"),
+    ],
+)  # fmt: skip
+def test_a_later_row_of_another_kind_is_told_with_its_line(first: Any, later: Any, message: str) -> None:
+    with pytest.raises(RowError, match=f"f.jsonl:2: .*{message}"):
+        read(first, later)
+
+
+def test_columns_of_published_ratings_that_say_more_are_known() -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a", "response_1": "b", "response_2": "c", "preference_strength": -1, "preference_statement": "x",
+         "preference_elaboration": "y", "three_most_similar_preferences": [], "all_preferences_unprocessed": []},
+        {"context": [USER], "response1": "4", "response2": "5", "overall_preference": -1, "individual_preference": [],
+         "domain": "general", "language": "english"},
+        {"instruction": "a",
+         "completions": [{"response": "b", "overall_score": 5}, {"response": "c", "overall_score": 1}],
+         "models": ["x"], "correct_answers": ["None"], "incorrect_answers": ["None"], "source": "x"},
+    ]  # fmt: skip
+    for row in rows:
+        assert len(read(row)[0]) == 1

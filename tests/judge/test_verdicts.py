@@ -48,9 +48,15 @@ SCORES: list[tuple[str, float | None]] = [
     ('```json\n{"evaluation": {"score": 4}, "notes": {}}\n```', 4), ('{"score": "4/5"}', 4), ('{"score": null}', None),
     ('{"clarity": 2, "overall": 4, "score": 3}', 4), ('{"score": true}', None), ("Score: 1 + 1 = 3", None),
     ('{"scores": {"clarity": 1}}\nScore: 3', 3), ("A score of 3 is for weak answers. I give it a score of 4.", 4),
-    ("Final score: 2\nScore: 5 is what it could have had", 2), ("Score: 4..5", None), ("3/5 for style, 4/5 for content", None),
+    ("Final score: 2\nScore: 5 is what it could have had", None), ("Score: 4..5", None), ("3/5 for style, 4/5 for content", None),
     ("Accuracy: 5\nHelpfulness: 4\nOverall: 4", 4), ("Score: 4 (maximum 10)", None), ("Score: ~4", None), ("Score: >4", None),
     ("Score: 5\n\nWait, it lacks X.\nRevised score: 3", 3), ("Previous score: 5\nScore: 2", 2), ("Score: 3 to 4", None),
+    ("Overall: 3 issues found\nScore: 2", 2), ("Overall - 3 of the claims are false.\n\nScore: 1", 1),
+    ("The response computes Total: 3, which is wrong.\nScore: 1", 1), ("In total: 4 apples. Score: 1", 1),
+    ("Total: 5 criteria were checked.\nScore: 2", 2), ("Overall rating: 2\nUser's overall rating: 4", 2), ("Score:\n1. good\n2. bad", None),
+    ("Score: ?\n1. The response is bad", None), ("Response A score: 4\nResponse B score: 2", None), ("Score: A=4, B=2", None),
+    ('{"a":{"score":1},"b":{"score":5}}', None), ("Score: 1 point for relevance + 1 point for detail = 2", None), ("Score: 3⁄4", None),
+    ("Final score: 2\nScore: 4", None), ("Final score: 4\nScore: 4", 4), ("Overall: 4 stars", 4), ("Total: 3 points", 3),
     # none that can be taken
     ("", None), ("No idea.", None), ("Score:", None), ("Score: <total points>", None), ("Score: N/A", None),
     ("Score: 6", None), ("Score: -1", None), ("Score: 8/10", None), ("Score: 80%", None), ("Score: 100", None),
@@ -78,6 +84,12 @@ def test_scores(text: str, score: float | None) -> None:
 )  # fmt: skip
 def test_a_judgment_that_was_cut_has_no_number_at_its_end(text: str, score: float | None) -> None:
     assert parse_score(text, max_score=10, finished=False) == score
+
+
+def test_a_text_without_end_is_read_in_time() -> None:
+    """Linear: a judge that loops must not hold up the others."""
+    assert parse_score("score (" * 20_000) is None
+    assert parse_score("Score: 1 (" * 20_000) in (1, None)
 
 
 def test_the_scale_is_the_callers() -> None:

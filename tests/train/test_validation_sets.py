@@ -50,3 +50,12 @@ def test_a_warm_up_longer_than_the_run_is_told(tiny: Tiny, execute: Execute, cap
     recipe.optim.lr_scheduler.warmup_steps = 10
     execute(recipe)
     assert "warmup_steps: 10 steps of warm-up, but the run has 4; its rate ends at 40%" in capfd.readouterr().err
+
+
+def test_a_checkpoint_from_before_a_setting_has_its_default() -> None:
+    from aligner.train import resume_settings
+
+    now = {"loss.beta": 0.1, **resume_settings.ADDED}
+    assert not resume_settings.compare({"loss.beta": 0.1}, now, allowed=[])
+    with pytest.raises(ConfigError, match=r"data\.ranked_pairs: was 'best_worst', is 'all'"):
+        resume_settings.compare({"loss.beta": 0.1}, now | {"data.ranked_pairs": "all"}, allowed=[])

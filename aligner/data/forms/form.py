@@ -13,6 +13,7 @@ from aligner.data.forms.messages import (
     TEMPLATE_KEYS,
     check_response,
     common_beginning,
+    from_text,
     is_empty,
     parse_messages,
     parse_text,
@@ -163,6 +164,7 @@ def prompt_of(row: Values, key: str, source: str) -> TextOrMessages:
 
 def answer_of(value: Any, key: str, source: str) -> TextOrMessages:
     """Return a response; unlike `parse_text`, an empty one is returned, too, for `pair` to drop."""
+    value = from_text(value)
     if isinstance(value, str):
         return value if not value.strip() else parse_text(value, key, source)
     return parse_messages([value] if isinstance(value, dict) else value, key, source)

@@ -7,12 +7,15 @@ template gets them. A response is a string, a message, or several messages (a ca
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from aligner.common.errors import RowError
 from aligner.data.rows import FORMS, Message, TextOrMessages, shorten
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+NOTHING = "whose answers all have weight 0"
+"""Reason of a dropped row."""
 RESULTS = ("tool", "function", "ipython")
 """Roles of what a tool returned."""
 TEMPLATE_KEYS = ("tools", "chat_template_kwargs")
@@ -40,6 +43,7 @@ def parse_text(value: Any, key: str, source: str, *, response: bool = False) -> 
     Raises:
         RowError: it is empty or of another form.
     """
+    value = from_text(value)
     if isinstance(value, str):
         check_encodable(value, f"{source}: {key!r}")
         if not value.strip():
@@ -49,6 +53,17 @@ def parse_text(value: Any, key: str, source: str, *, response: bool = False) -> 
         value = [value]
     messages = parse_messages(value, key, source)
     return check_response(messages, key, source) if response else messages
+
+
+def from_text(value: Any) -> Any:
+    """Return the messages that a string holds as JSON, as some tables do; any other value as it is."""
+    if not isinstance(value, str) or not re.match(r"\s*\[\s*\{", value):
+        return value
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return value
+    return found if all(isinstance(item, dict) and "role" in item for item in found) else value
 
 
 def parse_messages(value: Any, key: str, source: str) -> list[Message]:
@@ -79,6 +94,8 @@ def check_response(messages: list[Message], key: str, source: str) -> list[Messa
     for message in messages:
         if message["role"] == "assistant" and is_empty(message):
             raise RowError(f"{source}: {key!r} is empty; drop the row or fill it in", fault="empty")
+    if not any(message["role"] == "assistant" and message.get("weight", 1) for message in messages):
+        raise RowError(f"{source}: {key!r} has weight 0, so there is nothing to learn; drop the row")
     return messages
 
 

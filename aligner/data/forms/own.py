@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from aligner.common.errors import RowError
 from aligner.data.forms.form import Form, Found, Options, Values, rewards
-from aligner.data.forms.messages import answers, is_empty, parse_messages, template_arguments, text_of
-from aligner.data.rows import PreferenceRow, ResponseRow, shorten
+from aligner.data.forms.messages import NOTHING, answers, is_empty, parse_messages, template_arguments, text_of
+from aligner.data.rows import DroppedRow, PreferenceRow, ResponseRow, shorten
 
 REWARDS = (("chosen_reward", "rejected_reward"), ("chosen_score", "rejected_score"))
 
@@ -33,13 +33,16 @@ def read_single(row: Values, source: str, options: Options) -> Found:
 
 def read_conversation(row: Values, source: str, options: Options) -> Found:
     """Return each answer of a conversation that does not have weight 0, after all messages before it."""
+    if "messages" not in row:
+        text_of(row, "messages", source)
     messages, template = parse_messages(row["messages"], "messages", source), template_arguments(row, source)
     if not any(message["role"] == "assistant" for message in messages[1:]):
         raise RowError(f"{source}: 'messages' has no assistant message after another, so there is nothing to learn")
     for i, message in enumerate(messages):
         if message["role"] == "assistant" and i and is_empty(message):
             raise RowError(f"{source}: messages[{i}] is an empty answer; drop the row or fill it in", fault="empty")
-    return [ResponseRow(source, messages[:i], [messages[i]], None, template) for i in answers(messages)]
+    found: Found = [ResponseRow(source, messages[:i], [messages[i]], None, template) for i in answers(messages)]
+    return found or [DroppedRow(source, NOTHING)]
 
 
 def _preference(row: Values, source: str) -> bool | None:

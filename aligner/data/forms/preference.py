@@ -19,7 +19,7 @@ from aligner.data.forms.form import (
     rewards,
     truth,
 )
-from aligner.data.forms.messages import check_response, parse_messages, parse_text, template_arguments
+from aligner.data.forms.messages import NOTHING, answers, check_response, parse_messages, parse_text, template_arguments
 from aligner.data.rows import DroppedRow, Message, ResponseRow, shorten
 
 SCORES = (
@@ -161,13 +161,12 @@ def read_sharegpt_ranking(row: Values, source: str, options: Options) -> Found:
 def read_sharegpt(row: Values, source: str, options: Options) -> Found:
     """conversations: ShareGPT's dialogues, every answer to imitate."""
     messages, template = _sharegpt(row["conversations"], "conversations", source, row), template_arguments(row, source)
-    found = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i]
-    if not found:
+    if not any(message["role"] == "assistant" for message in messages[1:]):
         raise RowError(f"{source}: 'conversations' has no answer, so there is nothing to learn")
     return [
         ResponseRow(source, messages[:i], check_response([messages[i]], "conversations", source), None, template)
-        for i in found
-    ]
+        for i in answers(messages)
+    ] or [DroppedRow(source, NOTHING)]
 
 
 def read_swift(row: Values, source: str, options: Options) -> Found:
@@ -197,11 +196,11 @@ def _sharegpt(value: Any, key: str, source: str, row: Values) -> list[Message]:
     if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
         raise RowError(f"{source}: {key!r} must be a list of messages with 'from' and 'value', found {shorten(value)}")
     if any("role" in item for item in value):
-        return parse_messages(value, key, source)
+        return _with_system(parse_messages(value, key, source), row, source)
     roles = SHAREGPT | SHAREGPT_TOOLS
-    messages = []
+    messages: list[Message] = []
     for i, item in enumerate(value):
-        if item.get("from") not in roles or not isinstance(item.get("value"), str):
+        if not isinstance(item.get("from"), str) or item["from"] not in roles or not isinstance(item.get("value"), str):
             raise RowError(
                 f"{source}: {key}[{i}]: expected 'from' (one of {', '.join(roles)}) and 'value', found {shorten(item)}"
             )
@@ -209,10 +208,17 @@ def _sharegpt(value: Any, key: str, source: str, row: Values) -> list[Message]:
             calls = parse_messages([{"role": "assistant", "tool_calls": _calls(item["value"], source)}], key, source)
             messages += calls
         else:
-            messages.append({"role": roles[item["from"]], "content": item["value"]})
-    if row.get("system"):
-        messages = [{"role": "system", "content": row["system"]}, *messages]
-    return messages
+            weight = {"weight": item["weight"]} if item.get("weight") is not None else {}
+            messages.append({"role": roles[item["from"]], "content": item["value"], **weight})
+    return _with_system(parse_messages(messages, key, source), row, source)
+
+
+def _with_system(messages: list[Message], row: Values, source: str) -> list[Message]:
+    if not row.get("system"):
+        return messages
+    if messages[0]["role"] == "system":
+        raise RowError(f"{source}: has 'system' beside a system message of the conversation; drop one of the two")
+    return [{"role": "system", "content": row["system"]}, *messages]
 
 
 def _calls(text: str, source: str) -> list[Any]:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from aligner.common.errors import RowError
-from aligner.data.forms.form import Form, Found, Options, Values, answer_of, number, pair, prompt_of, ranked
+from aligner.data.forms.form import Form, Found, Options, Values, answer_of, number, pair, prompt_of, ranked, truth
 from aligner.data.forms.messages import parse_messages
 from aligner.data.forms.preference import SPEAKERS, TURN
 from aligner.data.rows import DroppedRow, shorten
@@ -38,9 +38,7 @@ def read_strength(row: Values, source: str, options: Options) -> Found:
 
 def read_shp(row: Values, source: str, options: Options) -> Found:
     """history, human_ref_A, human_ref_B, labels: 1 prefers A, 0 prefers B."""
-    if row["labels"] not in (0, 1):
-        raise RowError(f"{source}: 'labels' must be 1 (A is preferred) or 0 (B is), found {shorten(row['labels'])}")
-    return _two(row, source, ("human_ref_A", "human_ref_B"), 1 - int(row["labels"]))
+    return _two(row, source, ("human_ref_A", "human_ref_B"), int(not truth(row, "labels", source)))
 
 
 def read_arena(row: Values, source: str, options: Options) -> Found:
@@ -60,7 +58,7 @@ def read_arena_prompt(row: Values, source: str, options: Options) -> Found:
     if "winner" in row:
         side = _winner(row["winner"], source)
     else:
-        won = [bool(row[f"winner_{name}"]) for name in ("model_a", "model_b", "tie")]
+        won = [truth(row, f"winner_{name}", source) for name in ("model_a", "model_b", "tie")]
         if sum(won) != 1:
             raise RowError(f"{source}: exactly one of winner_model_a, winner_model_b and winner_tie must be 1")
         side = None if won[2] else int(won[1])
@@ -127,9 +125,9 @@ def _two(row: Values, source: str, keys: tuple[str, str], better: int | None) ->
 
 
 def _winner(value: Any, source: str) -> int | None:
-    if value in TIES:
+    if isinstance(value, str) and value in TIES:
         return None
-    if value not in SIDES:
+    if not isinstance(value, str) or value not in SIDES:
         raise RowError(f"{source}: 'winner' must be one of {', '.join([*SIDES, *TIES])}, found {shorten(value)}")
     return SIDES[value]
 
@@ -141,6 +139,8 @@ def _turns(value: Any, key: str, source: str) -> list[str]:
         except ValueError:
             value = [value]
     turns: Any = [value] if isinstance(value, str) else value
+    if isinstance(turns, list):
+        turns = ["" if turn is None else turn for turn in turns]  # an answer that did not come
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
         raise RowError(f"{source}: {key!r} must be a text or a list of texts, found {shorten(value)}")
     return turns
@@ -190,6 +190,8 @@ FORMS = (
         "preference strength", "HelpSteer2 preference",
         frozenset({"prompt", "response_1", "response_2", "preference_strength"}), read_strength,
         {**_PROMPT, "response_1": "5", "response_2": "4", "preference_strength": 2},
+        repeats=frozenset({"preference_statement", "preference_elaboration", "three_most_similar_preferences",
+                           "all_preferences_unprocessed"}),
     ),
     Form(
         "overall preference", "HelpSteer3", frozenset({"context", "response1", "response2", "overall_preference"}),
@@ -198,6 +200,7 @@ FORMS = (
         ),
         {"context": [{"role": "user", "content": "2 + 2?"}], "response1": "5", "response2": "4",
          "overall_preference": 2},
+        repeats=frozenset({"individual_preference"}),
     ),
     Form(
         "attributes", "HelpSteer, HelpSteer2", frozenset({"prompt", "response", "helpfulness"}), read_helpsteer,
@@ -227,6 +230,6 @@ FORMS = (
         "scored completions", "openbmb/UltraFeedback", frozenset({"instruction", "completions"}), read_ultrafeedback,
         {"instruction": "2 + 2?",
          "completions": [{"response": "4", "overall_score": 9}, {"response": "5", "overall_score": 2}]},
-        fits=_objects("completions"),
+        repeats=frozenset({"correct_answers", "incorrect_answers"}), fits=_objects("completions"),
     ),
 )  # fmt: skip

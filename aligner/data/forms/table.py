@@ -12,6 +12,7 @@ from typing import Any
 from aligner.common.errors import ConfigError, RowError
 from aligner.data.forms import own, preference, rated
 from aligner.data.forms.form import Form, Options, Values
+from aligner.data.forms.messages import check_encodable
 from aligner.data.rows import FORMS as EXPECTED
 from aligner.data.rows import DroppedRow, FormatCounts, Row, load_json
 
@@ -23,7 +24,9 @@ SAYS = frozenset(key for form in FORMS for key in form.known) | {"images", "imag
 _JUDGING = re.compile(
     r"(^|_)(chosen|rejected|label|score|rating|rank|ranking|helpfulness|correctness|coherence|complexity|verbosity"
     r"|weight|preference|preferred|reward|winner|loser|better|worse|vote|upvote|margin|quality|annotation|feedback"
-    r"|strength|desirable|accepted|correct|toxicity|safety)(s|es)?(_|$)"
+    r"|strength|desirable|accepted|correct|toxicity|safety|safe|safer|unsafe|harmful|harmless|harmlessness|helpful"
+    r"|truthful|truthfulness|honesty|verdict|judge?ment|grade|win|winrate|elo|star|like|thumb|critique|evaluation"
+    r"|hallucination|good|bad)(s|es)?\d*(_|$)"
 )
 FORM_OF_NONE = own.PAIR.name
 """Form of a file in which no row can be read, for what its faults are called."""
@@ -56,7 +59,7 @@ class Reader:
             RowError: a line is of another form, or holds what the form does not read.
         """
         form = self.form
-        loaded = ((load_json(text, source), source) for text, source in texts)
+        loaded = ((_loaded(text, source), source) for text, source in texts)
         if form.together is not None:
             key = form.together
             loaded = (
@@ -92,17 +95,22 @@ class Reader:
                 f"{source}: has no {', '.join(map(repr, missing))}, which the file's first row has ({form.name}); "
                 f"found the keys {', '.join(map(repr, values)) or 'none'}"
             )
-        for key, value in values.items():
-            if value is None or key in form.known:
-                continue
-            if (judges(key) or key in SAYS) and key not in self.options.ignore_columns:
-                what = "judges" if judges(key) else "says something"
-                raise RowError(
-                    f"{source}: has {key!r}, which {what}, but is not read in rows of the form '{form.name}' "
-                    f"({', '.join(sorted(form.needs))}); take the column out, or leave it out with "
-                    f"ignore_columns=[{key!r}] (in a run, data.ignore_columns)"
-                )
-            counts.left_out[key] += 1
+        if not missing and not form.fits(values):
+            raise RowError(
+                f"{source}: its values are not of the form '{form.name}', which the file's first row has",
+                fault="mixed-forms",
+            )
+        others = [key for key, value in values.items() if value is not None and key not in form.known]
+        refused = [key for key in others if (judges(key) or key in SAYS) and key not in self.options.ignore_columns]
+        if refused:
+            what = "judges" if judges(refused[0]) else "says something"
+            more = f" (and {', '.join(map(repr, refused[1:]))})" if refused[1:] else ""
+            raise RowError(
+                f"{source}: has {refused[0]!r}, which {what}{more}, but is not read in rows of the form '{form.name}' "
+                f"({', '.join(sorted(form.needs))}); take the column out, or leave it out with "
+                f"ignore_columns={refused!r} (in a run, data.ignore_columns)"
+            )
+        counts.left_out.update(others)
 
 
 def recognize(line: str, source: str, options: Options = DEFAULT) -> Reader:
@@ -152,6 +160,14 @@ def describe() -> list[dict[str, Any]]:
         }
         for form in FORMS
     ]
+
+
+def _loaded(text: str, source: str) -> Values:
+    """Load a line; half a character, as where an emoji was cut in two, is refused wherever it stands."""
+    values = load_json(text, source)
+    if "\\ud" in text or "\\uD" in text:
+        check_encodable(json.dumps(values, ensure_ascii=False), source)
+    return values
 
 
 def _joined(lines: list[tuple[Values, str]], reader: Reader, counts: FormatCounts) -> tuple[Values, str]:
