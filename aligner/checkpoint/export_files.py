@@ -30,11 +30,14 @@ def complete(folder: Path, checkpoint: Path, tokenizer: Any) -> None:
             print("tokenizer: another than that of the model that training started from, and written in its place")
             hf.save_pretrained(folder)
     _write_ends(folder, ResponseTokenizer(hf).stop_token_ids)
+
+
+def open_to_readers(folder: Path) -> None:
+    """Give files the permissions of new ones; safetensors writes files that only their owner can read."""
     mask = os.umask(0)
     os.umask(mask)
     for path in folder.rglob("*"):
         if path.is_file():
-            # safetensors writes files that only their owner can read.
             path.chmod(0o666 & ~mask)
 
 

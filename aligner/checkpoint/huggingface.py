@@ -141,6 +141,7 @@ def export_hf(checkpoint: str, output: str) -> Path:
             exporter = connectors.exporter(source)
             exporter(partial)
             export_files.complete(partial, source, exporter.trained_with)
+        export_files.open_to_readers(partial)
     return target
 
 

@@ -112,6 +112,9 @@ def _check_run(recipe: run.Partial, executor: run.Executor | None) -> None:
             # A function writes its file when the run calls it.
             if source and not callable(source):
                 _show_forms(split, source, arguments.data)
+    long_warmup = config_checks.long_warmup(arguments, arguments.trainer.max_steps)
+    if long_warmup:
+        print(long_warmup)
     restore = arguments.resume.restore_config if arguments.resume else None
     if restore is None or not huggingface.is_importable(str(restore.path)):
         # The sizes of an imported model come from its config.

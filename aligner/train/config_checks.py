@@ -142,6 +142,17 @@ def check_world_size(arguments: RunArguments) -> None:
         )
 
 
+def long_warmup(arguments: RunArguments, max_steps: int) -> str | None:
+    """Describe a warm-up that does not end before the run does; None if it ends."""
+    warmup = getattr(arguments.optim and arguments.optim.lr_scheduler, "warmup_steps", 0) or 0
+    if max_steps <= 0 or warmup < max_steps:
+        return None
+    return (
+        f"optim.lr_scheduler.warmup_steps: {warmup} steps of warm-up, but the run has {max_steps}; its rate ends at "
+        f"{max_steps / warmup:.0%} of optim.config.lr; a tenth of the steps is usual"
+    )
+
+
 def check_hardware(arguments: RunArguments) -> None:
     """Check that this machine supports the run.
 

@@ -111,12 +111,9 @@ class TrainingRun:
             raise ConfigError("trainer.max_steps: set it or trainer.max_epochs; neither says when to stop")
         self.max_steps = min(limit for limit in limits if limit > 0)
         arguments.data.plan(max_steps=self.max_steps)
-        warmup = getattr(arguments.optim and arguments.optim.lr_scheduler, "warmup_steps", 0) or 0
-        if warmup >= self.max_steps:
-            log_rank0(
-                f"optim.lr_scheduler.warmup_steps: {warmup} steps of warm-up, but the run has {self.max_steps}; its "
-                f"rate ends at {self.max_steps / warmup:.0%} of optim.config.lr; a tenth of the steps is usual"
-            )
+        long_warmup = config_checks.long_warmup(arguments, self.max_steps)
+        if long_warmup:
+            log_rank0(long_warmup)
         if isinstance(trainer.val_check_interval, float):
             trainer.val_check_interval = max(1, round(trainer.val_check_interval * per_epoch))
         trainer.check_val_every_n_epoch = None

@@ -261,6 +261,7 @@ def test_merged_equals_exported_on_top_of_the_base(
 
     exported = export_hf(str(folder), str(tmp_path / "adapter"))
     assert {p.name for p in exported.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert exported.joinpath("adapter_model.safetensors").stat().st_mode & 0o777 == 0o644
     loaded = hf_peft.PeftModel.from_pretrained(theirs, str(exported))
     torch.testing.assert_close(logits(loaded), logits(whole), rtol=1e-4, atol=1e-4)
     # It names its base, and is found by its own name alone.
