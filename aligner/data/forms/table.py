@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from aligner.data.rows import DroppedRow, FormatCounts, Row, load_json
 
 FORMS = (own.PAIR, *rated.FORMS, *preference.FORMS, own.SINGLE, own.CONVERSATION)
 """In the order in which they are tried: the first whose keys a row has."""
+BY_NAME = {form.name: form for form in FORMS}
 
 SAYS = frozenset(key for form in FORMS for key in form.known) | {"images", "image", "videos", "audio", "audios"}
 """Keys of which some form reads a text or a judgement; another form that does not read one refuses it."""
@@ -35,6 +37,7 @@ METADATA = frozenset(f"{side}{sep}model" for side in ("chosen", "rejected") for 
 """Names that look as if they judged: they say which model wrote a response."""
 
 
+@functools.lru_cache(maxsize=1000)
 def judges(key: str) -> bool:
     """Return whether a column's name says that it judges: such a column is used or refused, never passed over."""
     words = re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower())
@@ -50,7 +53,7 @@ class Reader:
 
     @property
     def form(self) -> Form:
-        return next(form for form in FORMS if form.name == self.name)
+        return BY_NAME[self.name]
 
     def rows(self, texts: Iterable[tuple[str, str]], counts: FormatCounts) -> Iterator[Row]:
         """Yield the rows of lines and their `file:line`, and count them.
