@@ -27,7 +27,7 @@ from aligner.common.containers import DESCRIPTIONS, SUFFIXES
 from aligner.common.errors import ConfigError, RowError
 from aligner.data.forms.form import Options
 from aligner.data.forms.table import FORM_OF_NONE, Reader, check_options, recognize
-from aligner.data.rows import FORMS, FormatCounts
+from aligner.data.rows import FORMS, FormatCounts, Row
 
 PLAIN = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".tsv")
 CHUNK = 2 << 20
@@ -212,6 +212,16 @@ def reader_of(path: Path, options: Options, *, skip_bad: bool = False) -> Reader
     if skip_bad:
         return Reader(FORM_OF_NONE, options)
     raise RowError(f"{path}: holds no rows; expected one a line, with {FORMS}")
+
+
+def rows(path: Path, reader: Reader, counts: FormatCounts) -> Iterator[Row]:
+    """Yield the rows of a file, and count them; `counts.check` tells what they lack at the end.
+
+    Raises:
+        RowError: a row cannot be read.
+    """
+    for chunk in chunks(path, together=reader.form.together):
+        yield from reader.rows(chunk.texts(), counts)
 
 
 def preview(path: Path, options: Options) -> str:

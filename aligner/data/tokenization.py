@@ -31,7 +31,6 @@ class ResponseTokenizer:
         self, tokenizer: Any, *, apply_chat_template: bool = False, template: TemplateSettings = PLAIN
     ) -> None:
         self.hf = getattr(tokenizer, "tokenizer", tokenizer)
-        self.apply_chat_template, self.template = apply_chat_template, template
         self.eos = self.hf.eos_token_id
         if self.eos is None:
             raise ConfigError("model.tokenizer: has no end-of-sequence token; a policy must learn where to stop")

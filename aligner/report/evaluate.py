@@ -98,8 +98,7 @@ def _read(data: Any, options: Options) -> tuple[list[Row], Kind]:
     rows: list[Row] = []
     for part in sources.resolve_files(data, "data"):
         reader, counts = sources.reader_of(part.path, options), FormatCounts()
-        for chunk in sources.chunks(part.path, together=reader.form.together):
-            rows += reader.rows(chunk.texts(), counts)
+        rows += sources.rows(part.path, reader, counts)
         counts.check(part.path)
         dropped = "".join(f"; {count} rows left out: {reason}" for reason, count in counts.dropped.items())
         print(f"{part.path}: {reader.name}{dropped}")

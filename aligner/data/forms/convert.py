@@ -1,7 +1,6 @@
 """`nemo llm convert-preferences` and `nemo llm forms`."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -48,7 +47,7 @@ def convert_preferences(
         for part in parts:
             counts = FormatCounts()
             reader = sources.reader_of(part.path, options)
-            for row in _rows(part.path, reader, counts):
+            for row in sources.rows(part.path, reader, counts):
                 file.write(json.dumps(as_line(row), ensure_ascii=False) + "\n")
                 written += 1
             counts.check(part.path)
@@ -66,7 +65,7 @@ def forms(name: Optional[str] = None) -> None:
     Raises:
         ConfigError: there is no such form.
     """
-    known = {form.name: form for form in table.FORMS}
+    known = table.BY_NAME
     if name is not None and name not in known:
         raise ConfigError(f"name: {name!r} is no form; there are: {', '.join(known)}")
     for form in known.values() if name is None else [known[name]]:
@@ -88,11 +87,6 @@ def as_line(row: Row) -> dict[str, Any]:
         answers = {"response": row.response}
         more |= {"preference": None if row.desirable is None else "chosen" if row.desirable else "rejected"}
     return {"prompt": row.prompt, **answers, **{key: value for key, value in more.items() if value is not None}}
-
-
-def _rows(path: Path, reader: table.Reader, counts: FormatCounts) -> Iterator[Row]:
-    for chunk in sources.chunks(path, together=reader.form.together):
-        yield from reader.rows(chunk.texts(), counts)
 
 
 def _print_report(path: Path, form: str, counts: FormatCounts) -> None:

@@ -9,7 +9,7 @@ from aligner.common.errors import RowError
 from aligner.data.forms.form import Form, Found, Options, Values, answer_of, number, pair, prompt_of, ranked, truth
 from aligner.data.forms.messages import parse_messages
 from aligner.data.forms.preference import SPEAKERS, TURN
-from aligner.data.rows import DroppedRow, shorten
+from aligner.data.rows import DroppedRow, TextOrMessages, shorten
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 SIDES = {"model_a": 0, "model_b": 1, "a": 0, "b": 1}
@@ -82,37 +82,30 @@ def read_arena_prompt(row: Values, source: str, options: Options) -> Found:
 def read_ranks(row: Values, source: str, options: Options) -> Found:
     """context, completions with ranks, of which 0 is best: NeMo-RL's form."""
     prompt = parse_messages(row["context"], "context", source)
-    answers = []
-    for i, item in enumerate(_items(row, "completions", source)):
-        rank = number(item, "rank", source)
-        if rank is None or "completion" not in item:
-            raise RowError(f"{source}: completions[{i}]: expected 'rank' and 'completion', found {shorten(item)}")
-        answers.append((rank, answer_of(item["completion"], f"completions[{i}]", source)))
-    return ranked(source, prompt, answers, row, options)
+    return ranked(source, prompt, _answers(row, "completions", "rank", "completion", source), row, options)
 
 
 def read_nectar(row: Values, source: str, options: Options) -> Found:
     """prompt, answers with ranks, of which 1 is best: Nectar's form; the prompt is a dialogue as text."""
-    answers = []
-    for i, item in enumerate(_items(row, "answers", source)):
-        rank = number(item, "rank", source)
-        if rank is None or "answer" not in item:
-            raise RowError(f"{source}: answers[{i}]: expected 'rank' and 'answer', found {shorten(item)}")
-        answers.append((rank, answer_of(item["answer"], f"answers[{i}]", source)))
-    return ranked(source, _nectar_prompt(row, source), answers, row, options)
+    return ranked(source, _nectar_prompt(row, source), _answers(row, "answers", "rank", "answer", source), row, options)
 
 
 def read_ultrafeedback(row: Values, source: str, options: Options) -> Found:
     """instruction, completions with overall_score: UltraFeedback as it was published."""
-    answers = []
-    for i, item in enumerate(_items(row, "completions", source)):
-        score = number(item, "overall_score", source)
-        if score is None or "response" not in item:
-            raise RowError(
-                f"{source}: completions[{i}]: expected 'overall_score' and 'response', found {shorten(item)}"
-            )
-        answers.append((-score, answer_of(item["response"], f"completions[{i}]", source)))
+    scored = _answers(row, "completions", "overall_score", "response", source)
+    answers = [(-score, answer) for score, answer in scored]
     return ranked(source, prompt_of(row, "instruction", source), answers, row, options)
+
+
+def _answers(row: Values, key: str, number_key: str, text_key: str, source: str) -> list[tuple[float, TextOrMessages]]:
+    """Return the numbers and the responses of a list of objects."""
+    found = []
+    for i, item in enumerate(_items(row, key, source)):
+        value = number(item, number_key, source)
+        if value is None or text_key not in item:
+            raise RowError(f"{source}: {key}[{i}]: expected {number_key!r} and {text_key!r}, found {shorten(item)}")
+        found.append((value, answer_of(item[text_key], f"{key}[{i}]", source)))
+    return found
 
 
 def _two(row: Values, source: str, keys: tuple[str, str], better: int | None) -> Found:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 from aligner.common.errors import ConfigError, RowError
 from aligner.data.forms import own, preference, rated
@@ -150,19 +149,6 @@ def check_options(options: Options, field: str = "") -> None:
     """
     if options.ranked_pairs not in ("best_worst", "neighbours", "all"):
         raise ConfigError(f"{field}ranked_pairs: {options.ranked_pairs!r} is not one of best_worst, neighbours, all")
-
-
-def describe() -> list[dict[str, Any]]:
-    """Return name, origin, keys and an example of each form."""
-    return [
-        {
-            "form": form.name,
-            "known from": form.known_from,
-            "keys": ", ".join([*sorted(form.needs), *(f"[{key}]" for key in sorted(form.reads))]),
-            "example": form.example,
-        }
-        for form in FORMS
-    ]
 
 
 def _loaded(text: str, source: str) -> Values:
