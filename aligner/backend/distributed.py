@@ -66,10 +66,35 @@ def rank_zero_first() -> Iterator[bool]:
         ConfigError: see `started_ranks`.
     """
     started_ranks()
-    cluster = next((kind() for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect()), None)
-    if cluster is None or cluster.world_size() == 1:
+    cluster = _cluster()
+    if cluster is None:
         yield True
         return
+    with _gloo_group(cluster) as rank:
+        yield rank == 0
+        torch.distributed.barrier()
+
+
+def of_rank_zero(value: str) -> str:
+    """Return rank 0's value on every rank, outside of Megatron: clocks and time zones of machines differ."""
+    cluster = _cluster()
+    if cluster is None:
+        return value
+    values = [value]
+    with _gloo_group(cluster):
+        torch.distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def _cluster() -> ClusterEnvironment | None:
+    """Return the launcher of this process; None if there is one rank."""
+    cluster = next((kind() for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect()), None)
+    return None if cluster is None or cluster.world_size() == 1 else cluster
+
+
+@contextlib.contextmanager
+def _gloo_group(cluster: ClusterEnvironment) -> Iterator[int]:
+    """Set up a process group of all ranks for a block; yield the rank."""
     store = fresh_store(cluster)
     rendezvous: dict[str, Any] = {"store": store} if store is not None else {"init_method": "env://"}
     if store is None:
@@ -77,8 +102,7 @@ def rank_zero_first() -> Iterator[bool]:
     rank, world = cluster.global_rank(), cluster.world_size()
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(days=7), **rendezvous)
     try:
-        yield rank == 0
-        torch.distributed.barrier()
+        yield rank
     finally:
         torch.distributed.destroy_process_group()
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -27,6 +27,11 @@ MONITORED = tuple(f"val/{name}" for name in metrics.LOGGED)
 """Metrics that can rank checkpoints."""
 
 
+def _of_all_sets(monitor: str) -> str:
+    """Return the metric over all validation sets, of which `monitor` may be that of one."""
+    return "val/" + monitor.rpartition("/")[2] if monitor.startswith("val/") else monitor
+
+
 class CheckpointCallback(nl.ModelCheckpoint):
     """NeMo's ModelCheckpoint with another rule for the checkpoints to keep; it parses no folder names.
 
@@ -37,8 +42,8 @@ class CheckpointCallback(nl.ModelCheckpoint):
     Args:
         every_n_train_steps: optimizer steps between checkpoints, counted from the start of the run.
         every_n_minutes: minutes between checkpoints.
-        monitor: metric that ranks checkpoints, "val/loss" for example. A checkpoint is then saved after the validation
-            of its step. None: the newest is best.
+        monitor: metric that ranks checkpoints, as "val/loss", or "val/NAME/loss" of a named validation set. A
+            checkpoint is then saved after the validation of its step. None: the newest is best.
         mode: whether the lowest (min) or the highest (max) value is best.
         save_top_k: number of best checkpoints to keep; -1 keeps all.
         save_last: keep a link `last` to the newest checkpoint.
@@ -65,8 +70,11 @@ class CheckpointCallback(nl.ModelCheckpoint):
                 raise ConfigError(f"log.ckpt.{name}: must be more than 0, found {value}; None switches it off")
         if save_top_k < -1:
             raise ConfigError(f"log.ckpt.save_top_k: is {save_top_k}; give -1 for all, or a number to keep")
-        if monitor is not None and monitor not in MONITORED:
-            raise ConfigError(f"log.ckpt.monitor: {monitor!r} is not one of {', '.join(MONITORED)}, or None")
+        if monitor is not None and _of_all_sets(monitor) not in MONITORED:
+            raise ConfigError(
+                f"log.ckpt.monitor: {monitor!r} is not one of {', '.join(MONITORED)}, with the name of a validation "
+                "set after val/ if there are several, or None"
+            )
         super().__init__(
             monitor=monitor,
             mode=mode,
@@ -87,7 +95,7 @@ class CheckpointCallback(nl.ModelCheckpoint):
         self._removals: list[threading.Thread] = []
         self._needed = 0
 
-    def check(self, *, val_check_interval: int, validates: bool) -> None:
+    def check(self, *, val_check_interval: int, validates: bool, sets: Collection[str] = ()) -> None:
         """Compare `monitor` with the validation schedule.
 
         Raises:
@@ -97,6 +105,10 @@ class CheckpointCallback(nl.ModelCheckpoint):
             return
         if not validates:
             raise ConfigError(f"log.ckpt.monitor: is {self.monitor}, but there is no data.validation to measure it on")
+        name = self.monitor.removeprefix("val/").rpartition("/")[0]
+        if name and name not in sets:
+            there_are = f"are {', '.join(sets)}" if sets else "is one without a name, which val/loss measures"
+            raise ConfigError(f"log.ckpt.monitor: {self.monitor}, but of validation sets there {there_are}")
         if self.every_n_minutes is not None:
             raise ConfigError(
                 f"log.ckpt.every_n_minutes: {self.every_n_minutes} is no multiple of validations, and log.ckpt.monitor "

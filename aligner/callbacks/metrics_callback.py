@@ -100,10 +100,13 @@ class MetricsCallback(pl.Callback):
         seconds = time.perf_counter() - self._began
         examples = self.data.datasets["validation"].num_examples
         values |= {"tokens_per_second": values["tokens"] * examples / seconds, "step_time": seconds}
-        # For what `log.ckpt.monitor` names.
-        pl_module.log_dict({f"val/{name}": values[name] for name in metrics.LOGGED if name in values}, batch_size=1)
+        monitored = {f"val/{name}": values[name] for name in metrics.LOGGED if name in values}
         for name, measured in zip(self.data.validation_sets, of_sets, strict=True):
-            values |= {f"{name}/{metric}": measured[metric] for metric in metrics.LOGGED if metric in measured}
+            of_set = {f"{name}/{metric}": measured[metric] for metric in metrics.LOGGED if metric in measured}
+            monitored |= {f"val/{metric}": value for metric, value in of_set.items()}
+            values |= of_set
+        # For what `log.ckpt.monitor` names.
+        pl_module.log_dict(monitored, batch_size=1)
         self._log(trainer, "val", values, trainer.global_step)
 
     def _log(self, trainer: pl.Trainer, split: str, values: dict[str, float], step: int) -> None:

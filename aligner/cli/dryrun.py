@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 from typing import Any
 
 import fiddle as fdl
@@ -14,6 +15,7 @@ from aligner.checkpoint import huggingface
 from aligner.common.errors import AlignError
 from aligner.data import prepacked, sources
 from aligner.data.forms.form import Options
+from aligner.data.rows import FormatCounts
 from aligner.estimate import recipe_plan, report_text
 from aligner.judge.self_rewarding import self_reward
 from aligner.model import parallelism
@@ -52,6 +54,25 @@ def _show_forms(split: str, source: Any, data: Any) -> None:
     for parts in sources.by_name(source, f"data.{split}").values():
         for part in parts:
             print(sources.preview(part.path, options))
+
+
+def _show_long_warmup(arguments: RunArguments) -> None:
+    """Print that the warm-up does not end; as many rows are read as would be needed for it."""
+    data, steps = arguments.data, arguments.trainer.max_steps
+    needed = config_checks.warmup_steps(arguments) * data.global_batch_size
+    if data.train and not callable(data.train) and not prepacked.is_packed(data.train):
+        options = Options(data.ranked_pairs, tuple(data.ignore_columns))
+        parts = [part for named in sources.by_name(data.train, "data.train").values() for part in named]
+        rows = (
+            row
+            for part in parts
+            for row in sources.rows(part.path, sources.reader_of(part.path, options), FormatCounts())
+        )
+        found = sum(1 for _ in itertools.islice(rows, needed))
+        steps = config_checks.num_steps(arguments, found // data.global_batch_size)
+    long_warmup = config_checks.long_warmup(arguments, steps)
+    if long_warmup:
+        print(long_warmup)
 
 
 def _check_pipeline(recipe: run.Partial, executor: run.Executor | None) -> None:
@@ -112,9 +133,7 @@ def _check_run(recipe: run.Partial, executor: run.Executor | None) -> None:
             # A function writes its file when the run calls it.
             if source and not callable(source):
                 _show_forms(split, source, arguments.data)
-    long_warmup = config_checks.long_warmup(arguments, arguments.trainer.max_steps)
-    if long_warmup:
-        print(long_warmup)
+        _show_long_warmup(arguments)
     restore = arguments.resume.restore_config if arguments.resume else None
     if restore is None or not huggingface.is_importable(str(restore.path)):
         # The sizes of an imported model come from its config.

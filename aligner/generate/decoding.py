@@ -37,17 +37,23 @@ class DecodeRequest:
     key: Any
     tokens: list[int]
     seed: int
+    endings: tuple[tuple[int, ...], ...] = ()
+    """Token sequences, each with a stop token at its end; the likeliest is written where the sequence would stop."""
+    lacking: Callable[[list[int]], bool] = lambda tokens: True
+    """Whether a sequence, without its stop token, gets an ending."""
 
 
 @dataclass(kw_only=True)
 class DecodedSequence:
     """A generated sequence; `tokens` includes the end token."""
 
-    key: Any
+    request: DecodeRequest
     generator: torch.Generator
     tokens: list[int] = field(default_factory=list)
     logp: float = 0.0
-    """Log-probability of the sequence under the policy itself (temperature 1, all tokens), nats."""
+    """Log-probability of the sequence under the policy itself (temperature 1, all tokens), nats; without an ending."""
+    ending_begin: int | None = None
+    """Number of tokens before the ending; None without one."""
     finish_reason: Finish | None = None
     """None while the sequence is being generated."""
     stop_text: str | None = None
@@ -84,7 +90,7 @@ def decode(
 
     Args:
         model: a Megatron GPT model whose attention is `CachedAttention`.
-        prompts: requests of at most `length - sampling.max_tokens` tokens each.
+        prompts: requests of at most `length - sampling.max_tokens` tokens each, their longest ending included.
         slots: number of sequences decoded at the same time.
         length: number of tokens of the longest prompt with its response.
     """
@@ -110,7 +116,7 @@ def _start_sequences(
         if slot.sequence is None and (prompt := next(pending, None)) is not None:
             assert len(prompt.tokens) < cache.max_sequence_length
             _prefill(model, cache, all_slots, index, prompt.tokens)
-            slot.sequence = DecodedSequence(key=prompt.key, generator=torch.Generator().manual_seed(prompt.seed))
+            slot.sequence = DecodedSequence(request=prompt, generator=torch.Generator().manual_seed(prompt.seed))
             started.append(slot)
     return started
 
@@ -168,7 +174,15 @@ def _sample_next(slots: list[_Slot], vocabulary: Vocabulary, sampling: Sampling)
     uniform_S = torch.stack([torch.rand((), generator=sequence.generator, dtype=torch.float64) for sequence in active])
     tokens = sample_tokens(allowed_SV, uniform_S, sampling)
     logps = logp_SV.gather(1, tokens[:, None])[:, 0].tolist()
-    for sequence, token, logp in zip(active, tokens.tolist(), logps, strict=True):
+    for i, (sequence, token, logp) in enumerate(zip(active, tokens.tolist(), logps, strict=True)):
+        stops = sequence.ending_begin is None and token in vocabulary.stop_token_ids
+        if stops and sequence.request.endings and sequence.request.lacking(sequence.tokens):
+            sequence.ending_begin = len(sequence.tokens)
+        if sequence.ending_begin is not None:
+            sequence.tokens.append(_next_of_ending(sequence, logp_SV[i]))
+            if tuple(sequence.tokens[sequence.ending_begin :]) in sequence.request.endings:
+                sequence.finish_reason = "stop"
+            continue
         sequence.tokens.append(token)
         sequence.logp += logp
         if token in vocabulary.stop_token_ids:
@@ -179,6 +193,13 @@ def _sample_next(slots: list[_Slot], vocabulary: Vocabulary, sampling: Sampling)
             sequence.finish_reason, sequence.stop_text = "stop", stop
         elif len(sequence.tokens) == sampling.max_tokens:
             sequence.finish_reason = "length"
+
+
+def _next_of_ending(sequence: DecodedSequence, logp_V: Tensor) -> int:
+    """Return the likeliest token that continues one of the endings."""
+    written = tuple(sequence.tokens[sequence.ending_begin :])
+    allowed = {ids[len(written)] for ids in sequence.request.endings if ids[: len(written)] == written}
+    return max(sorted(allowed), key=lambda token: float(logp_V[token]))
 
 
 def _completed_stop_text(tokens: list[int], vocabulary: Vocabulary, sampling: Sampling) -> str | None:

@@ -9,16 +9,28 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aligner.data.rows import TextOrMessages
 from aligner.generate.sampling import Sampling
 
+ResponseFormat = Literal["text", "json", "choice"]
 NO_ROOM = "no_room"
 """`finish_reason` of a request that exceeds the engine's context length; its response is empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A last line for responses that lack one: the likeliest of some continuations."""
+
+    before: str
+    """Text before the choice, as a line feed and `Score: `."""
+    options: tuple[str, ...]
+    lacking: Callable[[str], bool]
+    """Whether a complete response lacks the line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +46,9 @@ class GenerationRequest:
     template: dict[str, Any] = field(default_factory=dict)
     """What the chat template gets beside the messages: `tools`, and the prompt's `chat_template_kwargs`."""
     json_schema: dict[str, Any] | None = None
-    """Schema that the response is held to, by an engine that `gives_json`."""
+    """Schema that the response is held to, by an engine with the response format `json`."""
+    choice: Choice | None = None
+    """Last line of the response, by an engine with the response format `choice`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +63,15 @@ class GenerationResult:
     """`stop` for a complete response; else `length`, `special`, `no_room`, or the value a server returned."""
     logp: float | None = None
     """Log-probability of the response under the policy (temperature 1), nats; None if the engine has none."""
+    by_choice: bool = False
+    """Whether the engine wrote the last line, as the request's `choice` asks."""
 
 
 class Engine(abc.ABC):
     """A generation backend. `too_long` and `generate` work within `session`."""
 
-    gives_json = False
-    """Whether responses can be held to a JSON schema."""
+    response_formats: tuple[ResponseFormat, ...] = ("text",)
+    """What responses can be held to, the strictest first; `text` is nothing."""
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:

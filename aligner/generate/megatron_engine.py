@@ -18,7 +18,7 @@ from aligner.common.errors import ConfigError, RowError
 from aligner.data.tokenization import ResponseTokenizer
 from aligner.generate import restore
 from aligner.generate.decoding import DecodedSequence, DecodeRequest, Vocabulary, decode
-from aligner.generate.engine import Engine, GenerationRequest, GenerationResult
+from aligner.generate.engine import Choice, Engine, GenerationRequest, GenerationResult
 from aligner.generate.kv_cache import CachedAttention
 from aligner.generate.sampling import Sampling
 from aligner.model import parallelism
@@ -54,6 +54,8 @@ class MegatronEngine(Engine):
     devices: int = 1
     num_nodes: int = 1
     tensor_model_parallel_size: int = 1
+
+    response_formats = ("choice", "text")
 
     _encode: Any = field(default=None, init=False, repr=False)
     _model: Any = field(default=None, init=False, repr=False)
@@ -140,13 +142,24 @@ class MegatronEngine(Engine):
     def too_long(
         self, questions: Sequence[GenerationRequest], sampling: Sampling
     ) -> list[tuple[GenerationRequest, str]]:
-        room = self._longest - sampling.max_tokens
         self._check_vocabulary(questions)
-        return [
-            (q, f"{count} tokens, and {self._longest} less max_tokens={sampling.max_tokens} leave {room}")
-            for q in questions
-            if (count := len(self._encode.encode_prompt(q.source, q.prompt, q.template))) > room
-        ]
+        long = []
+        for q in questions:
+            count = len(self._encode.encode_prompt(q.source, q.prompt, q.template))
+            last_line = max(map(len, self._endings(q.choice)), default=0)
+            room = self._longest - sampling.max_tokens - last_line
+            if count > room:
+                less = f"max_tokens={sampling.max_tokens}" + (f" and a last line of {last_line}" if last_line else "")
+                long.append((q, f"{count} tokens, and {self._longest} less {less} leave {room}"))
+        return long
+
+    def _endings(self, choice: Choice | None) -> tuple[tuple[int, ...], ...]:
+        """Return the tokens of a last line, one sequence for each option."""
+        if choice is None:
+            return ()
+        stop, hf = min(self._encode.stop_token_ids | self._ends), self._encode.hf
+        texts = [choice.before + option for option in choice.options]
+        return tuple((*hf.encode(text, add_special_tokens=False), stop) for text in texts)
 
     def _check_vocabulary(self, questions: Sequence[GenerationRequest]) -> None:
         rows, hf = self._rows, self._encode.hf
@@ -160,7 +173,7 @@ class MegatronEngine(Engine):
 
     def generate(self, questions: Sequence[GenerationRequest], sampling: Sampling) -> Iterator[GenerationResult]:
         prompt_tokens = {q.key: self._encode.encode_prompt(q.source, q.prompt, q.template) for q in questions}
-        prompts = [DecodeRequest(key=q.key, tokens=prompt_tokens[q.key], seed=q.seed) for q in questions]
+        prompts = [self._decode_request(q, prompt_tokens[q.key]) for q in questions]
         if not prompts:
             return
         hf, stop_token_ids = self._encode.hf, frozenset(self._encode.stop_token_ids | self._ends)
@@ -170,28 +183,45 @@ class MegatronEngine(Engine):
             special=frozenset(self._encode.special | self._ends),
             decode=lambda ids: _detokenize(hf, ids),
         )
-        longest = max(len(tokens) for tokens in prompt_tokens.values())
+        longest = max(len(prompt.tokens) + max(map(len, prompt.endings), default=0) for prompt in prompts)
         sequences = decode(
             self._model, prompts, vocabulary, sampling, slots=self.batch_size, length=longest + sampling.max_tokens
         )
         for sequence in sequences:
-            yield _result(sequence, prompt_tokens[sequence.key], hf, stop_token_ids)
+            yield _result(sequence, hf, stop_token_ids)
+
+    def _decode_request(self, q: GenerationRequest, tokens: list[int]) -> DecodeRequest:
+        if q.choice is None:
+            return DecodeRequest(key=q.key, tokens=tokens, seed=q.seed)
+        lacking, hf = q.choice.lacking, self._encode.hf
+        return DecodeRequest(
+            key=q.key,
+            tokens=tokens,
+            seed=q.seed,
+            endings=self._endings(q.choice),
+            lacking=lambda response: lacking(_response_text(hf, tokens, response)),
+        )
 
 
-def _result(sequence: DecodedSequence, prompt: list[int], hf: Any, stop_token_ids: frozenset[int]) -> GenerationResult:
+def _response_text(hf: Any, prompt: list[int], response: list[int]) -> str:
+    anchor = _detokenize(hf, prompt[-ANCHOR:])
+    return _detokenize(hf, prompt[-ANCHOR:] + response).removeprefix(anchor)
+
+
+def _result(sequence: DecodedSequence, hf: Any, stop_token_ids: frozenset[int]) -> GenerationResult:
     assert sequence.finish_reason is not None
     tokens = sequence.tokens
     has_end_token = sequence.finish_reason == "special" or tokens[-1] in stop_token_ids
-    anchor = _detokenize(hf, prompt[-ANCHOR:])
-    text = _detokenize(hf, prompt[-ANCHOR:] + tokens[: len(tokens) - has_end_token]).removeprefix(anchor)
+    text = _response_text(hf, sequence.request.tokens, tokens[: len(tokens) - has_end_token])
     if sequence.stop_text is not None:
         text = text[: text.index(sequence.stop_text)]
     return GenerationResult(
-        key=sequence.key,
+        key=sequence.request.key,
         text=text,
         num_tokens=len(tokens),
         finish_reason=sequence.finish_reason,
         logp=sequence.logp,
+        by_choice=sequence.ending_begin is not None,
     )
 
 

@@ -43,7 +43,7 @@ class OpenAIEngine(Engine):
     system: Optional[str] = None
     chat_template_kwargs: Optional[dict[str, Any]] = None
 
-    gives_json = True
+    response_formats = ("json", "text")
 
     _client: Any = field(default=None, init=False, repr=False)
     _first: bool = field(default=True, init=False, repr=False)
@@ -154,7 +154,8 @@ class OpenAIEngine(Engine):
             message = str(error)
             if "context length" in message or "maximum context" in message or "too long" in message:
                 return GenerationResult(key=request.key, text="", num_tokens=0, finish_reason=NO_ROOM)
-            raise ConfigError(f"engine: {self.base_url} refuses {request.source}: {message[:500]}") from None
+            hint = "; if it knows no response_format, set judge.response_format=text" if request.json_schema else ""
+            raise ConfigError(f"engine: {self.base_url} refuses {request.source}: {message[:500]}{hint}") from None
         except openai.APITimeoutError:
             raise ConfigError(
                 f"engine.timeout: {self.base_url} did not answer {request.source} in {self.timeout:g} s, "

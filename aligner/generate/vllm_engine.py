@@ -38,6 +38,8 @@ class VLLMEngine(Engine):
     tensor_parallel_size: int = 1
     options: dict[str, Any] = field(default_factory=dict)
 
+    response_formats = ("json", "text")
+
     _llm: Any = field(default=None, init=False, repr=False)
     _encode: Any = field(default=None, init=False, repr=False)
     _first: bool = field(default=True, init=False, repr=False)
@@ -97,6 +99,7 @@ class VLLMEngine(Engine):
 
     def generate(self, questions: Sequence[GenerationRequest], sampling: Sampling) -> Iterator[GenerationResult]:
         from vllm import SamplingParams, TokensPrompt  # type: ignore[import-not-found]
+        from vllm.sampling_params import StructuredOutputsParams  # type: ignore[import-not-found]
 
         stop_token_ids = sorted(self._encode.stop_token_ids)
         for begin in range(0, len(questions), CHUNK):
@@ -113,6 +116,7 @@ class VLLMEngine(Engine):
                     stop=list(sampling.stop),
                     stop_token_ids=stop_token_ids,
                     seed=q.seed % 2**31,
+                    structured_outputs=StructuredOutputsParams(json=q.json_schema) if q.json_schema else None,
                 )
                 for q in chunk
             ]

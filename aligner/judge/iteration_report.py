@@ -47,6 +47,7 @@ class IterationReport:
         self._finish: Counter[str] = Counter()
         self._lengths: list[int] = []
         self._judgments: Counter[float | None] = Counter()
+        self._by_choice = 0
         self._pairs: list[tuple[Candidate, Candidate]] = []
         self._scored: list[tuple[float, int]] = []
         self._speeds: dict[str, float] = {}
@@ -64,6 +65,7 @@ class IterationReport:
 
     def add_judgment(self, row: JsonObject) -> None:
         self._judgments[row["score"]] += 1
+        self._by_choice += row.get("by_choice", False)
 
     def count(self, outcome: str) -> None:
         self.outcomes[outcome] += 1
@@ -121,6 +123,7 @@ class IterationReport:
         if num_judgments:
             parsed = {score: count for score, count in self._judgments.items() if score is not None}
             metrics["judgments"], metrics["unparsed_judgments"] = num_judgments, self._judgments[None]
+            metrics["judgments_by_choice"] = self._by_choice
             metrics["score_mean"] = sum(s * n for s, n in parsed.items()) / max(1, sum(parsed.values()))
             metrics["max_score_fraction"] = (
                 parsed.get(self.max_score, 0) / max(1, sum(parsed.values())) if self.max_score else 0.0
@@ -141,6 +144,12 @@ class IterationReport:
             warnings.append(
                 f"{metrics['unparsed_judgments']:.0f} of {num_judgments:.0f} judgments have no score that can be "
                 "parsed; read some of them and change the judge's template or pattern"
+            )
+        if num_judgments and metrics["judgments_by_choice"] > UNREADABLE * num_judgments:
+            warnings.append(
+                f"{metrics['judgments_by_choice']:.0f} of {num_judgments:.0f} judgments ended without a score, and got "
+                "the likeliest one; read some of them and change the judge's template, or set "
+                "judge.response_format=text"
             )
         if metrics.get("max_score_fraction", 0) > SATURATED:
             warnings.append(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Optional, Union, get_args
 
 from tqdm import tqdm
 
@@ -14,7 +14,7 @@ from aligner.common import hashing
 from aligner.common.errors import ConfigError, RowError
 from aligner.data.prompts import Prompt, PromptIndex
 from aligner.data.rows import TextOrMessages
-from aligner.generate.engine import Engine, GenerationRequest, GenerationResult
+from aligner.generate.engine import Choice, Engine, GenerationRequest, GenerationResult, ResponseFormat
 from aligner.generate.journal import Journal, JsonObject, append, read
 from aligner.generate.requests import generate_to_file
 from aligner.generate.sampling import Sampling, as_stops, seed_of
@@ -69,7 +69,7 @@ def judge_responses(prompts: Union[str, list[str]], candidates: str, output: str
     return path
 
 
-AS_JSON = '\n\nAnswer as a JSON object: {"reasoning": "...", "score": ...}'
+AS_JSON = '\n\nWrite all of your reply as one JSON object: {"reasoning": "...", "score": ...}'
 """Added to the judge's prompt where its judgment is held to a schema."""
 
 
@@ -88,8 +88,10 @@ class ModelJudge(Judge):
         stop: string, or list of strings, that ends a judgment; the judgment does not include it.
         min_score: lowest score; a number below it is no score.
         max_score: highest score; a number above it is no score.
-        response_format: `text`, or `json`: the engine holds each judgment to an object with reasoning and score, by the
-            server's `response_format`. Nothing is left to read wrongly; not every engine can (`OpenAIEngine` can).
+        response_format: what the engine holds each judgment to. `json`: an object with reasoning and score, by the
+            server's `response_format`. `choice`: a judgment that ends without a score that can be read gets a last line
+            `Score: `, and after it the likeliest integer of the scale. `text`: nothing. None: the first of these that
+            the engine has (`OpenAIEngine` and `VLLMEngine` have json, `MegatronEngine` choice); text with a pattern.
         pattern: regular expression; the first group of its last match is the score. None: `parse_score`.
         seed: random seed.
     """
@@ -105,32 +107,33 @@ class ModelJudge(Judge):
     max_score: float = 5
     pattern: Optional[str] = None
     seed: int = 4321
-    response_format: Literal["text", "json"] = "text"
+    response_format: Optional[ResponseFormat] = None
 
     def score(self, asked: PromptIndex, candidates: list[JsonObject], output: Path) -> None:
         if self.num_judgments < 1:
             raise ConfigError(f"judge.num_judgments: must be at least 1, found {self.num_judgments}")
         if not self.min_score < self.max_score:
             raise ConfigError(f"judge.min_score, judge.max_score: {self.min_score} to {self.max_score} is no scale")
-        parse, schema = self._parser(), self._schema()
+        form, parse = self._format(), self._parser()
+        held_to = {"json_schema": self._schema() if form == "json" else None, "choice": self._choice(form, parse)}
         sampling = Sampling(
             temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, stop=as_stops(self.stop)
         )
         requests = []
         for candidate in candidates:
             text = self.render_prompt(asked.prompt(candidate["key"]).prompt, candidate["response"])
-            text += AS_JSON if schema else ""
             source = f"answer {candidate['key']}"
             for i in range(self.num_judgments):
                 key = f"{candidate['key']}/{i}"
                 seed = seed_of(self.seed, key)
-                request = GenerationRequest(key=key, prompt=text, seed=seed, source=source, json_schema=schema)
+                request = GenerationRequest(key=key, prompt=text, seed=seed, source=source, **held_to)
                 requests.append(request)
 
         def row(request: GenerationRequest, result: GenerationResult) -> JsonObject:
             return {
                 "key": request.key,
                 "score": parse(result.text, result.finish_reason == "stop"),
+                **({"by_choice": result.by_choice} if form == "choice" else {}),
                 "judgment": result.text,
                 "num_tokens": result.num_tokens,
                 "finish_reason": result.finish_reason,
@@ -144,7 +147,7 @@ class ModelJudge(Judge):
             "judge.max_score": self.max_score,
             "judge.pattern": self.pattern,
             "judge.seed": self.seed,
-            **({"judge.response_format": self.response_format} if schema else {}),
+            "judge.response_format": form,
             **{f"judge.{name}": value for name, value in vars(sampling).items()},
             "judge.engine": self.engine.describe(),
             "of": _input_hashes(asked, candidates),
@@ -160,9 +163,10 @@ class ModelJudge(Judge):
         Raises:
             ConfigError: the template is missing or invalid.
         """
-        return self._render(
+        text = self._render(
             prompt=templates.as_text(prompt), response=response, min_score=self.min_score, max_score=self.max_score
         )
+        return text + (AS_JSON if self._format() == "json" else "")
 
     @functools.cached_property
     def _render(self) -> Callable[..., str]:
@@ -170,21 +174,43 @@ class ModelJudge(Judge):
             self.template, "judge.template", needed=PLACEHOLDERS, known={"min_score", "max_score"}
         )
 
-    def _schema(self) -> dict[str, Any] | None:
-        """Return the schema of a judgment; None for text.
+    def _format(self) -> ResponseFormat:
+        """Return what judgments are held to.
 
         Raises:
-            ConfigError: the engine cannot hold a judgment to it.
+            ConfigError: the engine cannot hold them to it.
         """
-        if self.response_format == "text":
-            return None
-        if self.response_format != "json":
-            raise ConfigError(f"judge.response_format: {self.response_format!r} is not one of text, json")
-        if not self.engine.gives_json:
+        known = self.engine.response_formats
+        if self.response_format is None:
+            integers = float(self.min_score).is_integer() and float(self.max_score).is_integer()
+            fit: list[ResponseFormat] = [form for form in known if form != "choice" or integers]
+            return "text" if self.pattern is not None else fit[0]
+        form: ResponseFormat = self.response_format
+        if form not in get_args(ResponseFormat):
+            raise ConfigError(f"judge.response_format: {form!r} is not one of {', '.join(get_args(ResponseFormat))}")
+        if form not in known:
             raise ConfigError(
-                f"judge.response_format: json, which {type(self.engine).__name__} cannot hold a judgment to; use "
-                "OpenAIEngine (engine=server), or text"
+                f"judge.response_format: {form}, which {type(self.engine).__name__} cannot hold a "
+                f"judgment to; it has {', '.join(known)}"
             )
+        return form
+
+    def _choice(self, form: ResponseFormat, parse: Callable[[str, bool], float | None]) -> Choice | None:
+        if form != "choice":
+            return None
+        low, high = int(self.min_score), int(self.max_score)
+        if (low, high) != (self.min_score, self.max_score):
+            raise ConfigError(
+                f"judge.response_format: choice, which is between integers, but the scale is {self.min_score} to "
+                f"{self.max_score}; use text"
+            )
+        if self.pattern is not None:
+            raise ConfigError("judge.response_format: choice, whose line judge.pattern does not read; set one of them")
+        options = tuple(map(str, range(low, high + 1)))
+        return Choice(before="\nScore: ", options=options, lacking=lambda text: parse(text, True) is None)
+
+    def _schema(self) -> dict[str, Any]:
+        """Return the schema of a judgment."""
         score = {"type": "number", "minimum": self.min_score, "maximum": self.max_score}
         return {
             "type": "object",

@@ -142,15 +142,27 @@ def check_world_size(arguments: RunArguments) -> None:
         )
 
 
+def warmup_steps(arguments: RunArguments) -> int:
+    """Return the steps in which the learning rate rises; 0 without a warm-up."""
+    return getattr(arguments.optim and arguments.optim.lr_scheduler, "warmup_steps", 0) or 0
+
+
 def long_warmup(arguments: RunArguments, max_steps: int) -> str | None:
     """Describe a warm-up that does not end before the run does; None if it ends."""
-    warmup = getattr(arguments.optim and arguments.optim.lr_scheduler, "warmup_steps", 0) or 0
+    warmup = warmup_steps(arguments)
     if max_steps <= 0 or warmup < max_steps:
         return None
     return (
         f"optim.lr_scheduler.warmup_steps: {warmup} steps of warm-up, but the run has {max_steps}; its rate ends at "
         f"{max_steps / warmup:.0%} of optim.config.lr; a tenth of the steps is usual"
     )
+
+
+def num_steps(arguments: RunArguments, steps_per_epoch: int) -> int:
+    """Return the optimizer steps of the run; below 1 if nothing limits them."""
+    trainer = arguments.trainer
+    limits = [trainer.max_steps, (trainer.max_epochs or -1) * steps_per_epoch]
+    return min((limit for limit in limits if limit > 0), default=-1)
 
 
 def check_hardware(arguments: RunArguments) -> None:

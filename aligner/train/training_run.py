@@ -17,6 +17,7 @@ from aligner.checkpoint.disk_errors import translate_io_errors
 from aligner.common import process_pool
 from aligner.common.console import install_excepthook, log_rank0
 from aligner.common.errors import CheckpointError, ConfigError
+from aligner.data.chat_template import date_of
 from aligner.model import parallelism
 from aligner.train import config_checks, provenance, resume_settings, starting_point, summary, trainer_setup, wandb_run
 from aligner.train.arguments import RunArguments
@@ -98,18 +99,18 @@ class TrainingRun:
     def _tokenize(self) -> None:
         arguments = self.arguments
         starting_point.set_tokenizer(arguments, self.start)
+        data, tokenizer = arguments.data, arguments.model.tokenizer
+        if data.date is None and date_of(tokenizer, None):
+            data.date = distributed.of_rank_zero(date_of(tokenizer, None))
         multiples = parallelism.multiples(arguments.strategy.parallelism)
-        arguments.data.tokenize(
-            arguments.model.tokenizer, kind=arguments.objective.kind, runs=arguments.runs, **multiples
-        )
+        data.tokenize(tokenizer, kind=arguments.objective.kind, runs=arguments.runs, **multiples)
 
     def _plan_steps(self) -> None:
         """Number of optimizer steps of the whole run; validation by steps."""
         arguments, trainer, per_epoch = self.arguments, self.arguments.trainer, self.arguments.data.steps_per_epoch
-        limits = [trainer.max_steps, (trainer.max_epochs or -1) * per_epoch]
-        if max(limits) < 1:
+        self.max_steps = config_checks.num_steps(arguments, per_epoch)
+        if self.max_steps < 1:
             raise ConfigError("trainer.max_steps: set it or trainer.max_epochs; neither says when to stop")
-        self.max_steps = min(limit for limit in limits if limit > 0)
         arguments.data.plan(max_steps=self.max_steps)
         long_warmup = config_checks.long_warmup(arguments, self.max_steps)
         if long_warmup:
@@ -124,7 +125,8 @@ class TrainingRun:
             trainer.limit_val_batches = 0
         validation_loop.replace_loop(trainer, max_steps=self.max_steps)
         interval = int(trainer.val_check_interval or 0)
-        arguments.checkpoint_callback.check(val_check_interval=interval, validates=validates)
+        sets = arguments.data.validation_sets
+        arguments.checkpoint_callback.check(val_check_interval=interval, validates=validates, sets=sets)
 
     def _is_complete(self) -> bool:
         done = folders.step_of(self.start.resumed) if self.start.resumed else 0

@@ -131,6 +131,8 @@ def test_minutes_save_too(tiny: Tiny, execute: Execute) -> None:
         ({"every_n_minutes": -1.0}, "log.ckpt.every_n_minutes: must be more than 0"),
         ({"save_top_k": -2}, "log.ckpt.save_top_k: is -2"),
         ({"monitor": "val_loss"}, r"log.ckpt.monitor: 'val_loss' is not one of val/loss, "),
+        ({"monitor": "val/easy/lr"}, r"'val/easy/lr' is not one of val/loss, .* with the name of a validation set"),
+        ({"monitor": "val/easy/loss"}, r"of validation sets there is one without a name, which val/loss measures"),
         ({"monitor": "val/loss", "every_n_train_steps": 3}, r"3 is no multiple of trainer.val_check_interval \(2\)"),
         ({"monitor": "val/loss", "every_n_minutes": 5.0}, "every_n_minutes: 5.0 is no multiple of validations"),
     ],

@@ -1,6 +1,7 @@
 """Answers by Megatron: the same whatever the batch, the ranks and the kills; those of transformers where greedy."""
 
 # ruff: noqa: E501
+import dataclasses
 import json
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from launching import TIME_LIMIT, forked
 
 from aligner.common.errors import ConfigError, RowError
 from aligner.generate import journal
-from aligner.generate.engine import GenerationRequest
+from aligner.generate.engine import Choice, GenerationRequest
 from aligner.generate.generation import generate_responses
 from aligner.generate.journal import Journal
 from aligner.generate.megatron_engine import MegatronEngine
@@ -179,7 +180,12 @@ def test_greedy_text_and_scores_are_those_of_transformers(tiny: Tiny, tmp_path: 
         encode = engine._encode
         found = {a.key: a for a in engine.generate(questions, Sampling(temperature=0, max_tokens=12))}
         drawn = {a.key: a for a in engine.generate(questions, Sampling(temperature=0.7, top_k=5, max_tokens=12))}
+        # Every second one is asked for a last line, unless it holds a 1.
+        choice = Choice(before="=", options=("1", "12", "2", "3", "34"), lacking=lambda text: "1" not in text)
+        chosen = [dataclasses.replace(q, choice=choice if i % 2 else None) for i, q in enumerate(questions)]
+        ended = {a.key: a for a in engine.generate(chosen, Sampling(temperature=0, max_tokens=12))}
         ends, special = sorted(encode.stop_token_ids), sorted(encode.special)
+    lines = 0
     for question in questions:
         ids = encode.encode_prompt("here:1", question.prompt)
         with torch.no_grad():
@@ -194,6 +200,23 @@ def test_greedy_text_and_scores_are_those_of_transformers(tiny: Tiny, tmp_path: 
             logps = hf(torch.tensor([ids + made])).logits[0].log_softmax(-1)
         expected = sum(float(logps[len(ids) - 1 + t, token]) for t, token in enumerate(made))
         assert answer.logp == pytest.approx(expected, abs=1e-4)
+        last_line = ended[question.key]
+        assert last_line.by_choice == (last_line.num_tokens > answer.num_tokens)
+        if int(question.key) % 2 == 0 or "1" in answer.text or answer.finish_reason != "stop":
+            assert last_line == answer
+            continue
+        ids, end = ids + made[:-1], min(ends)
+        options = [(*encode.hf.encode(f"={option}", add_special_tokens=False), end) for option in choice.options]
+        written: tuple[int, ...] = ()
+        while written not in options:
+            allowed = [option[len(written)] for option in options if option[: len(written)] == written]
+            with torch.no_grad():
+                logits = hf(torch.tensor([[*ids, *written]])).logits[0, -1]
+            written += (max(allowed, key=lambda token: float(logits[token])),)
+        assert last_line.text == answer.text + encode.hf.decode(written[:-1])
+        assert last_line.num_tokens == answer.num_tokens - 1 + len(written)
+        lines += 1
+    assert lines > 0
     # Temperature and top-k change what is drawn, not what the policy thinks of it.
     assert any(drawn[key].text != found[key].text for key in found)
 

@@ -1,6 +1,7 @@
 """Judges: models behind a real server of OpenAI's protocol, functions that check, and what is wrong with either."""
 # ruff: noqa: E501
 
+import contextlib
 import json
 import threading
 import time
@@ -13,10 +14,13 @@ from typing import Any
 import pytest
 
 from aligner.common.errors import ConfigError, RowError
+from aligner.data.prompts import PromptIndex
 from aligner.generate import journal
+from aligner.generate.engine import Engine, GenerationResult
 from aligner.generate.generation import generate_responses
 from aligner.generate.openai_engine import OpenAIEngine
 from aligner.judge import verifiers
+from aligner.judge.iteration_report import IterationReport
 from aligner.judge.judges import ModelJudge, Verifier, judge_responses
 from aligner.judge.templates import as_text
 
@@ -324,14 +328,15 @@ def test_a_judgment_is_held_to_a_schema_where_the_engine_can(
         assert request["messages"][0]["content"].endswith('{"reasoning": "...", "score": ...}')
         return json.dumps({"reasoning": "A score: 5 would need more.", "score": 3})
 
-    judge = ModelJudge(OpenAIEngine(serve(reply), "judge"), num_judgments=1, response_format="json")
+    judge = ModelJudge(OpenAIEngine(serve(reply), "judge"), num_judgments=1)  # as it is by default
     rows = list(journal.read(judge_responses(*files, str(tmp_path / "j.jsonl"), judge)))
     assert [row["score"] for row in rows] == [3, 3, 3]
     from aligner.generate.megatron_engine import MegatronEngine
 
     for engine, form, told in (
         (MegatronEngine("model"), "json", "which MegatronEngine cannot hold a judgment to"),
-        (OpenAIEngine("http://127.0.0.1:9/v1", "judge"), "xml", "'xml' is not one of text, json"),
+        (MegatronEngine("model"), "xml", "'xml' is not one of text, json, choice"),
+        (OpenAIEngine("http://127.0.0.1:9/v1", "judge"), "choice", "it has json, text"),
     ):
         with pytest.raises(ConfigError, match=told):
             judge_responses(*files, str(tmp_path / "k.jsonl"), ModelJudge(engine, response_format=form))  # type: ignore[arg-type]
@@ -350,3 +355,52 @@ def test_a_server_goes_on_with_a_message_and_gets_tools(serve: Any, tmp_path: Pa
     engine = OpenAIEngine(serve(reply), "judge", chat_template_kwargs={"enable_thinking": False})
     (row,) = journal.read(generate_responses(str(tmp_path / "p.jsonl"), str(tmp_path / "a.jsonl"), engine, 1))
     assert row["response"] == " five"
+
+
+def test_a_judgment_without_a_score_gets_a_last_line(files: tuple[str, str], tmp_path: Path) -> None:
+    """By logits, where the engine can; what can be read stays, and so does a thought that does not end."""
+
+    class Choosing(Engine):
+        response_formats = ("choice", "text")
+
+        @property
+        def shard(self) -> tuple[int, int]:
+            return 0, 1
+
+        def describe(self) -> dict[str, Any]:
+            return {}
+
+        def session(self, cache: Path) -> Any:
+            return contextlib.nullcontext()
+
+        def too_long(self, questions: Any, sampling: Any) -> list[Any]:
+            return []
+
+        def generate(self, questions: Any, sampling: Any) -> Any:
+            for i, q in enumerate(questions):
+                said = ("Fine.", "Score: 2", "<think>I begin")[i % 3]
+                if q.choice and q.choice.lacking(said):
+                    assert q.choice.options == ("0", "1", "2", "3", "4", "5")
+                    said += q.choice.before + "4"
+                    yield GenerationResult(key=q.key, text=said, num_tokens=3, finish_reason="stop", by_choice=True)
+                else:
+                    yield GenerationResult(key=q.key, text=said, num_tokens=3, finish_reason="stop")
+
+    engine = Choosing()
+    found = judge_responses(*files, str(tmp_path / "j.jsonl"), ModelJudge(engine, num_judgments=3))
+    rows = list(journal.read(found))
+    assert [row["score"] for row in rows] == [4, 2, None] * 3
+    assert [row["by_choice"] for row in rows] == [True, False, True] * 3
+    report = IterationReport()
+    for row in rows:
+        report.add_judgment(row)
+    assert "6 of 9 judgments ended without a score, and got the likeliest one" in " ".join(report.warnings())
+    text = ModelJudge(engine, num_judgments=3, response_format="text")
+    found = judge_responses(*files, str(tmp_path / "t.jsonl"), text)
+    assert [row["score"] for row in journal.read(found)] == [None, 2, None] * 3
+    # Of a scale that is not of integers, and of a pattern, the text is read.
+    hows: tuple[dict[str, Any], ...] = ({"max_score": 0.5}, {"pattern": "grade (.)"})
+    for how in hows:
+        assert ModelJudge(engine, **how)._format() == "text"
+        with pytest.raises(ConfigError, match=r"judge\.response_format: choice, "):
+            ModelJudge(engine, response_format="choice", **how).score(PromptIndex(*files), [], tmp_path / "x")

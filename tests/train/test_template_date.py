@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import nemo_run as run
 import pytest
+from launching import forked, in_time_zones
 from nemo.collections.common.tokenizers import AutoTokenizer
 from transformers import AutoTokenizer as HFTokenizer
 
@@ -77,3 +79,20 @@ def test_a_run_goes_on_with_the_day_on_which_it_began(
     engine = MegatronEngine(str(folder), apply_chat_template=True)
     generate_responses(str(tmp_path / "prompts.jsonl"), str(tmp_path / "out.jsonl"), engine, 1, max_tokens=2)
     assert asked and all(text.startswith("11 ") for text in asked)
+
+
+def test_all_ranks_have_the_day_of_rank_0(tiny: Tiny, tmp_path: Path) -> None:
+    hf = HFTokenizer.from_pretrained(toy.TOKENIZER)
+    hf.chat_template = DATED
+    hf.save_pretrained(tmp_path / "tokenizer")
+    recipe = tiny()
+    recipe.trainer.devices = 2
+    recipe.model.tokenizer = run.Config(AutoTokenizer, str(tmp_path / "tokenizer"))
+    recipe.data.apply_chat_template = True
+    codes, said = forked(tmp_path, [(2, run.Partial(in_time_zones, job=recipe))])
+    assert codes == [[0, 0]], said[-4000:]
+    newest = folders.latest_checkpoint(tmp_path / f"runs/{recipe.log.name}")
+    day = datetime.datetime.now(ZoneInfo("Etc/GMT-14")).date()
+    assert newest and folders.metadata(newest)["settings"]["data.date"] == day.isoformat()
+    # Of training and validation; rank 1 has none of its own.
+    assert len(list((tmp_path / "runs/tokens").glob("*/tokens.arrow"))) == 2

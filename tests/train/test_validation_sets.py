@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from conftest import write_rows
 
+from aligner.checkpoint import folders
+from aligner.cli import dryrun
 from aligner.common.errors import ConfigError
 from aligner.common.run_folder import read_metrics
 
@@ -22,6 +24,7 @@ def test_each_set_has_the_metrics_that_it_has_alone(tiny: Tiny, execute: Execute
     easy, hard = (str(write_rows(tmp_path / f"{name}.jsonl", n, seed=n)) for name, n in (("easy", 7), ("hard", 5)))
     recipe = tiny("both")
     recipe.data.validation = {"easy": easy, "hard": [hard]}
+    recipe.log.ckpt.monitor = "val/hard/loss"
     both = validated(execute(recipe))
     for name, path in (("easy", easy), ("hard", hard)):
         alone = tiny(name)
@@ -29,6 +32,10 @@ def test_each_set_has_the_metrics_that_it_has_alone(tiny: Tiny, execute: Execute
         for together, own in zip(both, validated(execute(alone)), strict=True):
             for metric in ("loss", "acc", "rewards_margin_mean", "logps_chosen_mean"):
                 assert together[f"val/{name}/{metric}"] == pytest.approx(own[f"val/{metric}"], rel=1e-6, abs=1e-9)
+    saved = {folders.step_of(path): folders.metadata(path) for path in (tmp_path / "runs/both/checkpoints").iterdir()}
+    measured = {row["step"]: row["val/hard/loss"] for row in both}
+    for step, metadata in saved.items():
+        assert metadata["monitor"] == "val/hard/loss" and metadata["value"] == pytest.approx(measured[step])
     for row in both:
         assert row["val/loss"] == pytest.approx((7 * row["val/easy/loss"] + 5 * row["val/hard/loss"]) / 12)
 
@@ -50,6 +57,15 @@ def test_a_warm_up_longer_than_the_run_is_told(tiny: Tiny, execute: Execute, cap
     recipe.optim.lr_scheduler.warmup_steps = 10
     execute(recipe)
     assert "warmup_steps: 10 steps of warm-up, but the run has 4; its rate ends at 40%" in capfd.readouterr().err
+    # A dry run counts the rows that one epoch needs.
+    recipe = tiny()
+    recipe.trainer.max_steps, recipe.trainer.max_epochs = -1, 2
+    steps = 2 * (len(Path(recipe.data.train).read_text().splitlines()) // recipe.data.global_batch_size)
+    for warmup in (steps - 1, steps, 10 * steps):
+        recipe.optim.lr_scheduler.warmup_steps = warmup
+        dryrun.check_recipe(recipe, None)
+        told = f"{warmup} steps of warm-up, but the run has {steps}; its rate ends" in capfd.readouterr().out
+        assert told == (warmup >= steps)
 
 
 def test_a_checkpoint_from_before_a_setting_has_its_default() -> None:
