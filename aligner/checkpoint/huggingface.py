@@ -14,6 +14,7 @@ from filelock import FileLock
 from aligner.checkpoint import import_checks, nemo1_archive, source_files
 from aligner.common.errors import CheckpointError
 from aligner.common.files import atomic_write
+from aligner.common.process_pool import hidden_main_module
 
 VERSION = 2
 """Raise it when an import of the same files would be another one; earlier imports are then made again."""
@@ -65,7 +66,12 @@ def import_hf(source: str, output: str, compare: bool = True) -> Path:
     from aligner.backend.distributed import preserved_environment
     from aligner.model.architecture import vocabulary_rows
 
-    with atomic_write(target) as partial, preserved_environment(), tempfile.TemporaryDirectory() as own:
+    with (
+        atomic_write(target) as partial,
+        preserved_environment(),
+        hidden_main_module(),
+        tempfile.TemporaryDirectory() as own,
+    ):
         readable = _readable_folder(name, folder, config, Path(own) / "source")
         tokenizer = Path(own) / "nemo_tokenizer"
         importer = connectors.importer(kind, readable, tokenizer_folder=tokenizer, compares=compare)
@@ -103,7 +109,7 @@ def _import_archive(archive: Path, target: Path) -> Path:
     from aligner.backend.distributed import preserved_environment
     from aligner.checkpoint.nemo1_import import convert
 
-    with atomic_write(target) as partial, preserved_environment():
+    with atomic_write(target) as partial, preserved_environment(), hidden_main_module():
         convert(archive, partial)
     return target
 
@@ -134,7 +140,7 @@ def export_hf(checkpoint: str, output: str) -> Path:
     target = Path(output).expanduser()
     if target.exists():
         raise CheckpointError(f"output: {target} exists already; remove it or name another folder")
-    with atomic_write(target) as partial, preserved_environment():
+    with atomic_write(target) as partial, preserved_environment(), hidden_main_module():
         if base_of(source):
             peft_export.write(source, partial)
         else:

@@ -6,6 +6,7 @@ from typing import Any
 from aligner.checkpoint.source_files import SourceFiles
 from aligner.common.errors import CheckpointError
 from aligner.common.files import atomic_write
+from aligner.common.process_pool import hidden_main_module
 
 
 def merge_lora(checkpoint: str, output: str) -> Path:
@@ -39,7 +40,7 @@ def merge_lora(checkpoint: str, output: str) -> Path:
     if target.exists():
         raise CheckpointError(f"output: {target} exists already; remove it or name another folder")
     peft: Any = peft_config_of(source)
-    with atomic_write(target) as partial, preserved_environment():
+    with atomic_write(target) as partial, preserved_environment(), hidden_main_module():
         strategy: Any = nl.MegatronStrategy(ddp="pytorch", setup_optimizers=False, ckpt_async_save=False)
         trainer = nl.Trainer(devices=1, accelerator="cpu", strategy=strategy)
         model, _ = ModelConnector(str(base)).nemo_load(base, trainer=trainer)
