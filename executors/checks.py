@@ -138,25 +138,31 @@ def _leaves(value: Any, path: str) -> list[tuple[str, Any]]:
 def _check_ranks(stage: str, recipe: run.Partial, executor: run.Executor) -> None:
     """Check that trainers and engines use as many nodes and devices as the executor starts."""
     started = executor.nnodes(), executor.nproc_per_node()
-    for path, part in _configs(recipe, ""):
-        nodes, devices = getattr(part, "num_nodes", None), getattr(part, "devices", None)
-        configured = nodes or 1, devices
-        if isinstance(devices, int) and configured != started:
+    for path, configured in sizes(recipe):
+        if configured != started:
             raise ConfigError(
-                f"stage {stage!r}: {path}num_nodes={configured[0]} and {path}devices={devices}, but the executor "
+                f"stage {stage!r}: {path}num_nodes={configured[0]} and {path}devices={configured[1]}, but the executor "
                 f"starts {started[0]} x {started[1]} processes; make them the same"
             )
 
 
-def _configs(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def sizes(recipe: Any) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the path, nodes and devices of each trainer and engine of a recipe; those of other devices are left out."""
+    for path, part in configs(recipe, ""):
+        nodes, devices = (str(getattr(part, name, None) or 1) for name in ("num_nodes", "devices"))
+        if getattr(part, "devices", None) is not None and nodes.isdigit() and devices.isdigit():
+            yield path, (int(nodes), int(devices))
+
+
+def configs(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Yield every config of a recipe with its path."""
     if isinstance(value, fdl.Buildable):
         yield path, value
         for name, child in value.__arguments__.items():
-            yield from _configs(child, f"{path}{name}.")
+            yield from configs(child, f"{path}{name}.")
     elif isinstance(value, dict | list | tuple):
         for key, child in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _configs(child, f"{path.removesuffix('.')}[{key!r}].")
+            yield from configs(child, f"{path.removesuffix('.')}[{key!r}].")
 
 
 def _check_absolute_paths(stage: str, recipe: run.Partial, executor: run.Executor) -> None:

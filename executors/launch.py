@@ -47,8 +47,7 @@ def launch(
         JobFailed: a stage failed; the message has its state, exit code, node and last log lines.
     """
     checks.check_not_in_job()
-    stages = _resolve_stage_references(stages)
-    checks.check_recipes(name, stages, executor)
+    stages = _checked(stages, executor, name)
     remaining = _remaining_stages(stages)
     for stage in stages.keys() - remaining.keys():
         log(f"stage {stage} has succeeded before: {folder_of(stages[stage])}")
@@ -72,8 +71,7 @@ def dryrun(stages: Mapping[str, run.Partial], executor: run.Executor, *, name: s
     Raises:
         ConfigError: a check of `launch` fails.
     """
-    stages = _resolve_stage_references(stages)
-    checks.check_recipes(name, stages, executor)
+    stages = check(stages, executor, name=name)
     with _experiment(name, stages, executor) as experiment:
         folder = Path(experiment._exp_dir)
         experiment.dryrun(log=not isinstance(executor, run.SlurmExecutor), delete_exp_dir=False)
@@ -83,7 +81,25 @@ def dryrun(stages: Mapping[str, run.Partial], executor: run.Executor, *, name: s
         num_code_files = sum(p.is_file() for p in folder.glob("*/code/**/*"))
         log(f"files of the job: {', '.join(shipped)}; and {num_code_files} code files")
         shutil.rmtree(folder)
-    checks.check_executor(executor, detach=False)
+
+
+def check(
+    stages: Mapping[str, run.Partial], executor: run.Executor, *, name: str = "align", detach: bool = False
+) -> dict[str, run.Partial]:
+    """Run the checks of `launch`; return the stages with each `stage:NAME` replaced by a folder.
+
+    Raises:
+        ConfigError: a check fails.
+    """
+    resolved = _checked(stages, executor, name)
+    checks.check_executor(executor, detach=detach)
+    return resolved
+
+
+def _checked(stages: Mapping[str, run.Partial], executor: run.Executor, name: str) -> dict[str, run.Partial]:
+    resolved = _resolve_stage_references(stages)
+    checks.check_recipes(name, resolved, executor)
+    return resolved
 
 
 def _run(name: str, stages: Mapping[str, run.Partial], executor: run.Executor, *, detach: bool) -> str:

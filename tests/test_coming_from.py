@@ -70,7 +70,7 @@ def walk(at: Any, path: str) -> None:
 
 def prepared(recipe: Any, path: str) -> Any:
     """The recipe once that is set without which there is no such path."""
-    from aligner.cli.overrides import override
+    from aligner.cli.parsing.overrides import override
 
     return override(recipe, [setting for start, setting in BEFORE.items() if path.startswith(start)])
 
@@ -79,7 +79,7 @@ def prepared(recipe: Any, path: str) -> Any:
 def test_every_place_in_align_can_be_set(page: str) -> None:
     from aligner import recipes
     from aligner.cli import commands  # noqa: F401 - registers what losses and adapters are called
-    from aligner.cli.overrides import override
+    from aligner.cli.parsing.overrides import override
 
     rows = [row for heading, rows in tables(page).items() if heading != "gpt_self_rewarding.yaml" for row in rows]
     places = {place for row in rows if len(row) > 1 for place in named(row[1])}

@@ -171,7 +171,12 @@ def test_a_package_says_what_it_is(package: str) -> None:
 
 def test_the_wheel_lists_every_package_and_data_file() -> None:
     settings = tomli.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    packages = {"aligner", "aligner.data.forms", *(f"aligner.{name}" for name in PACKAGES if name != "api")}
+    packages = {
+        "aligner",
+        "aligner.cli.parsing",
+        "aligner.data.forms",
+        *(f"aligner.{name}" for name in PACKAGES if name != "api"),
+    }
     assert set(settings["packages"]) == packages
     folders = {name: ROOT / name.removeprefix("aligner.") for name in packages}
     folders |= {name: ROOT / name.replace(".", "/") for name in packages if name[8:] not in MAY_IMPORT}

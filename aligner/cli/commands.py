@@ -89,17 +89,17 @@ def _help(name: str, function: Callable[..., Any]) -> str:
 def _register_commands() -> None:
     import nemo_run as run
 
-    from aligner.cli.factories import RecipesEntrypoint
+    from aligner.cli.parsing.entrypoint import CommandEntrypoint
+    from aligner.cli.parsing.factories import RecipesEntrypoint
 
     for name, command in COMMANDS.items():
         function = _load(command.function)
         options: dict[str, Any] = {"help": _load(command.help) if command.help else _help(name, function)}
+        options["entrypoint_cls"] = RecipesEntrypoint if command.takes_recipe else CommandEntrypoint
         if command.context:
             options["run_ctx_cls"] = _load(command.context)
         else:
             options["enable_executor"] = False
-        if command.takes_recipe:
-            options["entrypoint_cls"] = RecipesEntrypoint
         run.cli.entrypoint(function, name=name, namespace="llm", **options)
 
 
@@ -165,9 +165,11 @@ def _register_parts() -> None:
 
 def _register() -> None:
     from aligner import recipes
+    from aligner.cli.parsing import entrypoint
     from aligner.common import console
 
     console.silence_nemo()
+    entrypoint.silence_nemo_run()
     _register_commands()
     _register_executors()
     _register_parts()

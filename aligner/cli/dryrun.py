@@ -125,8 +125,6 @@ def _check_run(recipe: run.Partial, executor: run.Executor | None) -> None:
     arguments = RunArguments(**call.arguments)
     config_checks.check_arguments(arguments)
     config_checks.check_parallelism(arguments)
-    if executor is None:
-        config_checks.check_world_size(arguments)
     if executor is None or isinstance(executor, run.LocalExecutor):
         config_checks.check_hardware(arguments)
         for split, source in (("train", arguments.data.train), ("validation", arguments.data.validation)):

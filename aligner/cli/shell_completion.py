@@ -13,9 +13,9 @@ from typing import Any, Optional
 
 import nemo_run as run
 
-from aligner.cli.factories import names
-from aligner.cli.named_parts import PARTS
-from aligner.cli.overrides import settable
+from aligner.cli.parsing.factories import names
+from aligner.cli.parsing.named_parts import PARTS
+from aligner.cli.parsing.overrides import settable
 from aligner.cli.stage_contexts import STAGES
 from aligner.common.console import log_rank0
 from aligner.common.errors import ConfigError

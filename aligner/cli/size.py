@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aligner.cli.context import RecipeContext
-from aligner.cli.yaml_recipe import load_yaml
+from aligner.cli.parsing.yaml_recipe import load_yaml
 from aligner.estimate.memory import GPUS
 from aligner.estimate.report_text import format_estimate
 
@@ -39,7 +39,7 @@ class SizeContext(RecipeContext):
 
     def _execute_task(self, fn: Any, task_args: list[str]) -> None:
         from aligner.api import align
-        from aligner.cli import factories
+        from aligner.cli.parsing import factories
         from aligner.cli.stage_contexts import PipelineContext
         from aligner.judge.self_rewarding import self_reward
 

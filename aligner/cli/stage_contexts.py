@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import fields
 from typing import Any
 
 import nemo_run as run
 
 from aligner.cli.context import RecipeContext
-from aligner.cli.overrides import override
+from aligner.cli.parsing.overrides import check_required, override
 from aligner.common.errors import ConfigError
 from aligner.judge.self_rewarding import Iteration
 
@@ -28,10 +27,7 @@ class StageContext(RecipeContext):
         if self.yaml or self.factory:
             return super().parse_fn(fn, args, **default_kwargs)
         stage = override(run.Partial(fn), args)
-        required = [p.name for p in inspect.signature(fn).parameters.values() if p.default is inspect.Parameter.empty]
-        missing = [name for name in required if name not in stage.__arguments__]
-        if missing:
-            raise ConfigError(f"{', '.join(missing)}: missing; nemo llm {self.name} --help says what is expected")
+        check_required(stage, self.name)
         return stage
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from aligner.common.console import log_rank0
+from aligner.common.errors import AlignError
 
 if TYPE_CHECKING:
     import nemo_run as run
@@ -55,6 +56,7 @@ def self_reward(output: str, iterations: list[Iteration], start: Optional[Stage]
     from aligner.common.console import install_excepthook
 
     install_excepthook()
+    _check_prompts(iterations)
     if start is not None:
         start()
     policy = Path(output)
@@ -68,6 +70,20 @@ def self_reward(output: str, iterations: list[Iteration], start: Optional[Stage]
             policy = result if part.name == "align" else policy
     log_rank0(f"scores on held-out prompts by iteration: {scores(Path(output))}")
     return policy
+
+
+def _check_prompts(iterations: list[Iteration]) -> None:
+    """Read all prompts before the first stage, which may take hours."""
+    from aligner.data.prompts import read_prompts
+
+    for i, iteration in enumerate(iterations, start=1):
+        for stage in (iteration.generate, iteration.evaluate):
+            prompts = getattr(stage, "keywords", {}).get("prompts")
+            if isinstance(prompts, str | list):
+                try:
+                    read_prompts(prompts)
+                except AlignError as error:
+                    raise type(error)(f"iteration {i}: {error}") from None
 
 
 def scores(folder: Path) -> list[float]:

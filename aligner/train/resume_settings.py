@@ -124,9 +124,8 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any], *, allowed: Sequenc
     if not refused:
         return differ
     shown = "; ".join(f"{name}: was {old!r}, is {new!r}" for name, (old, new) in sorted(refused.items()))
-    names = ",".join(repr(name) for name in sorted(refused))
     fixed = [name for name in refused if any(_covers(path, name) for path in FIXED)]
-    allow = "" if fixed else f", or go on all the same with resume.allow_changes=[{names}]"
+    allow = "" if fixed else f", or go on all the same with resume.allow_changes={','.join(sorted(refused))}"
     raise ConfigError(
         f"{shown}. The run would no longer be the one that it was; restore what changed, or start under another "
         f"log.name{allow}"

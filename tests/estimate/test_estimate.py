@@ -203,7 +203,7 @@ def test_what_is_no_answer_is_refused(given: dict[str, str], message: str) -> No
 def test_each_reference_is_priced() -> None:
     """A copy takes memory, a cache takes a forward pass once; a recipe names its reference by class."""
     names = {"cached": "cached", "frozen": "frozen", "base_model": "base_model", "synced": "synced", "none": "none"}
-    from aligner.cli.overrides import override
+    from aligner.cli.parsing.overrides import override
 
     for typed, kind in names.items():
         recipe = override(recipes.llama3_8b.dpo_recipe(), [f"reference={typed}"])

@@ -148,7 +148,7 @@ def test_a_run_on_two_nodes_comes_back_with_its_log(undisturbed: Path, home: Pat
 
 
 def _recipe_of(folder: Path) -> Any:
-    from aligner.cli.yaml_recipe import load_yaml
+    from aligner.cli.parsing.yaml_recipe import load_yaml
 
     return load_yaml(folder / "config.yaml")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aligner import losses
-from aligner.cli.named_parts import LOSSES
+from aligner.cli.parsing.named_parts import LOSSES
 from aligner.losses import unpaired
 from aligner.losses.metrics import finalize, sums
 from aligner.losses.objective import Objective, Scored

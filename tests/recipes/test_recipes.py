@@ -13,7 +13,7 @@ from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
 from aligner import recipes
 from aligner.api import align
-from aligner.cli.yaml_recipe import load_yaml
+from aligner.cli.parsing.yaml_recipe import load_yaml
 from aligner.common.errors import ConfigError
 from aligner.recipes import families
 
@@ -126,7 +126,7 @@ def test_a_model_is_what_its_file_is_called_after_and_its_layouts_can_divide_it(
 
 def test_factories_of_the_command_line_are_called_model_and_method() -> None:
     import aligner.cli.commands  # noqa: F401
-    from aligner.cli.factories import list_recipes, names
+    from aligner.cli.parsing.factories import list_recipes, names
     from aligner.judge.self_rewarding import self_reward
 
     assert {"llama3_8b_dpo", "mixtral_8x7b_kto", "tiny_rpo"} <= set(names(align))

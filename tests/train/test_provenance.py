@@ -11,7 +11,7 @@ import pytest
 
 from aligner.checkpoint import checkpoint_diff, folders
 from aligner.cli import diff_runs
-from aligner.cli.yaml_recipe import load_yaml
+from aligner.cli.parsing.yaml_recipe import load_yaml
 from aligner.common.errors import CheckpointError
 
 

@@ -110,7 +110,7 @@ class Reader:
             raise RowError(
                 f"{source}: has {refused[0]!r}, which {what}{more}, but is not read in rows of the form '{form.name}' "
                 f"({', '.join(sorted(form.needs))}); take the column out, or leave it out with "
-                f"ignore_columns={refused!r} (in a run, data.ignore_columns)"
+                f"ignore_columns={','.join(refused)} (in a run, data.ignore_columns)"
             )
         counts.left_out.update(others)
 

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
+import os
+import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from nemo_run.cli.api import Entrypoint
+import catalogue
+import nemo_run as run
+from nemo_run.cli.cli_parser import CLIException
+from nemo_run.config import get_type_namespace
+
+from aligner.cli.parsing.entrypoint import CommandEntrypoint
+from aligner.cli.parsing.overrides import arguments_of
+from aligner.common.errors import ConfigError
 
 METHODS = ("sft", "dpo", "ipo", "rpo", "kto", "self_rewarding", "meta_rewarding", "spin", "rejection_sampling")
 
 
 def names(command: Callable[..., Any]) -> list[str]:
     """Return the names of all factories that are registered for a command or type."""
-    import catalogue
-    from nemo_run.config import get_type_namespace
-
     space = get_type_namespace(command)
     return sorted(name for *spaces, name in catalogue.REGISTRY if tuple(spaces) == (space,))
 
@@ -28,6 +36,58 @@ def list_recipes(command: Callable[..., Any], asked: str = "") -> str:
     hint = f"did you mean {near[0]!r}? " if near else ""
     groups = "; ".join(f"{', '.join(models)} with {', '.join(methods)}" for methods, models in by_method(known).items())
     return f"{hint}MODEL_METHOD can be {groups}"
+
+
+def make(command: Callable[..., Any], named: str, parse: Callable[..., Any]) -> run.Partial:
+    """Return the recipe of a factory, `NAME`, `NAME(argument=value)` or `module.function`.
+
+    Args:
+        command: command of the recipe.
+        named: the factory.
+        parse: NeMo-Run's parser of a factory.
+
+    Raises:
+        ConfigError: there is no such factory or module, an argument is invalid, or the result is no recipe.
+    """
+    name = named.partition("(")[0].strip()
+    function = _function(command, name, named)
+    try:
+        # NeMo-Run would look for the signature of whatever a user's own function returns.
+        recipe = function() if named == name and "." in name else parse(command, [])
+    except CLIException as error:
+        unknown = re.search(r"No parameter named '(\w+)'", str(error))
+        arguments = arguments_of(function)
+        if unknown is None:
+            raise ConfigError(f"--factory: {named!r} cannot be read ({str(error).splitlines()[0][:200]})") from None
+        near = difflib.get_close_matches(unknown[1], arguments, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"--factory: {name} has no argument {unknown[1]!r}{hint} (there are: {', '.join(arguments)})"
+        ) from None
+    if not isinstance(recipe, run.Partial):
+        raise ConfigError(
+            f"--factory: {name} gives {type(recipe).__name__}, and a run.Partial of {command.__name__} is expected"
+        )
+    return recipe
+
+
+def _function(command: Callable[..., Any], name: str, named: str) -> Callable[..., Any]:
+    """Return the function of a factory; one of the user's own is imported from the working folder, too."""
+    space = get_type_namespace(command)
+    if catalogue.check_exists(space, name):
+        return catalogue._get((space, name))
+    module, dot, function = name.rpartition(".")
+    if not dot:
+        raise ConfigError(f"--factory: there is no {named!r}; {list_recipes(command, named)}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"--factory: {named!r} cannot be imported ({error})") from None
+    if not callable(found):
+        raise ConfigError(f"--factory: {named!r} is no function, but {type(found).__name__}")
+    return found
 
 
 def by_method(known: list[str]) -> dict[tuple[str, ...], list[str]]:
@@ -43,7 +103,7 @@ def by_method(known: list[str]) -> dict[tuple[str, ...], list[str]]:
     return models
 
 
-class RecipesEntrypoint(Entrypoint):
+class RecipesEntrypoint(CommandEntrypoint):
     """Entrypoint of a command that needs a recipe."""
 
     def help(self, console: Any = None, with_docs: bool = True) -> None:

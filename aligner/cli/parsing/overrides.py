@@ -8,26 +8,40 @@ import enum
 import importlib
 import inspect
 import re
+import types
 import typing
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import nemo_run as run
 from nemo_run.cli.cli_parser import CLIException, parse_cli_args, parse_value
 
-from aligner.cli.named_parts import PARTS, set_by_name
+from aligner.cli.parsing.named_parts import PARTS, set_by_name
 from aligner.common.errors import ConfigError
 
+TYPES = {
+    int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None",
+    list: "a list, as [a,b]", dict: "a dictionary, as {'a': 1}",
+}  # fmt: skip
 
-def override(recipe: run.Partial, args: list[str]) -> run.Partial:
+
+def override(recipe: run.Partial, args: list[str], *, within: str = "") -> run.Partial:
     """Apply `path=value` arguments one by one; an error names the invalid one.
+
+    Args:
+        recipe: recipe, or a config in it.
+        args: arguments.
+        within: path of the config for messages, as `run.executor.`.
 
     Raises:
         ConfigError: a path does not exist, or its value does not fit.
     """
     # Parts are set before their fields, in whatever order the user typed them.
     for arg in sorted(args, key=lambda arg: arg.partition("=")[0].count(".")):
-        part, _, value = arg.partition("=")
-        if part in PARTS:
+        part, equals, value = arg.partition("=")
+        if not equals:
+            raise ConfigError(f"{within}{arg}: expected name=value")
+        if part in PARTS and part in arguments_of(recipe.__fn_or_cls__):
             set_by_name(recipe, part, value)
             continue
         try:
@@ -35,8 +49,28 @@ def override(recipe: run.Partial, args: list[str]) -> run.Partial:
                 recipe = parse_cli_args(recipe, [arg])  # type: ignore[arg-type]
         except CLIException as error:
             path = re.split(r"[-+*/|&]?=", arg)[0]
-            raise ConfigError(f"{path}: {_explain(recipe, path, arg, error)}") from None
+            raise ConfigError(f"{within}{path}: {_explain(recipe, path, arg, error)}") from None
     return recipe
+
+
+def check_required(config: run.Config | run.Partial, command: str, *, within: str = "") -> None:
+    """Check that every argument without a default is given.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    parameters = inspect.signature(config.__fn_or_cls__).parameters.values()
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = [p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind not in kinds]
+    missing = [f"{within}{name}" for name in required if name not in config.__arguments__]
+    if missing:
+        wanted = " ".join(f"{name}=..." for name in missing)
+        raise ConfigError(f"{', '.join(missing)}: missing; add {wanted} (nemo llm {command} --help says what it is)")
+
+
+def arguments_of(function: Any) -> list[str]:
+    """Return the names of a function's arguments."""
+    return list(inspect.signature(function).parameters)
 
 
 def _set_directly(recipe: run.Partial, path: str, value: str) -> bool:
@@ -60,6 +94,9 @@ def _set_directly(recipe: run.Partial, path: str, value: str) -> bool:
         # YAML has no enumerations.
         setattr(config, last, run.Config(member, kind=f"{kind.__module__}.{kind.__qualname__}", name=value))
         return True
+    if kind is not None and (words := _words(kind, value)) is not None:
+        setattr(config, last, words)
+        return True
     if not isinstance(kind, str):
         return False
     target = config.__fn_or_cls__
@@ -71,6 +108,24 @@ def _set_directly(recipe: run.Partial, path: str, value: str) -> bool:
         return False
     setattr(config, last, parse_value(value, hints.get(last)))
     return True
+
+
+def _words(kind: Any, value: str) -> list[str] | None:
+    """Return the value of a list of strings that is written without quotes, which a shell removes: `[loss.beta]`.
+
+    None: it is no such list, or NeMo-Run can parse it.
+    """
+    options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    lists = [option for option in options if typing.get_origin(option) in (list, Sequence)]
+    if not any(typing.get_args(option) == (str,) for option in lists):
+        return None
+    listed = re.fullmatch(r"\[([^\[\]'\"]*)\]", value.strip())
+    if listed is None and str in options:
+        return None
+    inner = listed[1] if listed else value
+    if any(mark in inner for mark in "[]'\"()") or inner.strip() == "None":
+        return None
+    return [word.strip() for word in inner.split(",") if word.strip()]
 
 
 def member(kind: str, name: str) -> enum.Enum:
@@ -90,12 +145,27 @@ def _explain(recipe: run.Partial, path: str, arg: str, error: Exception) -> str:
     arguments = settable(config)
     if last not in arguments:
         near = difflib.get_close_matches(last, arguments, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"there is no such argument{hint} (there are: {', '.join(arguments)})"
+        return "there is no such argument; " + (
+            f"did you mean {'.'.join([*parents, near[0]])!r}?" if near else f"there are: {', '.join(arguments)}"
+        )
     value, choices = arg.partition("=")[2], re.search(r"Expected one of \((.*?)\)", str(error))
     if choices:
         return f"{value!r} is not one of {choices[1]}"
-    return f"{value!r} does not fit ({str(error).splitlines()[0][:200]})"
+    expected = _described(inspect.signature(config.__fn_or_cls__).parameters[last].annotation)
+    return f"expected {expected}, found {value!r}"
+
+
+def _described(kind: Any) -> str:
+    """Describe the type of an argument as one would say it."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(_described(option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(map(str, typing.get_args(kind)))
+    if typing.get_origin(kind) in (list, tuple, Sequence):
+        return "a list, as [a,b]"
+    if typing.get_origin(kind) in (dict, Mapping):
+        return "a dictionary, as {'a': 1}"
+    return TYPES.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def settable(config: run.Config | run.Partial) -> list[str]:
