@@ -47,7 +47,7 @@ def launch(
         JobFailed: a stage failed; the message has its state, exit code, node and last log lines.
     """
     checks.check_not_in_job()
-    stages = _checked(stages, executor, name)
+    stages = check(stages, executor, name=name)
     remaining = _remaining_stages(stages)
     for stage in stages.keys() - remaining.keys():
         log(f"stage {stage} has succeeded before: {folder_of(stages[stage])}")
@@ -81,22 +81,15 @@ def dryrun(stages: Mapping[str, run.Partial], executor: run.Executor, *, name: s
         num_code_files = sum(p.is_file() for p in folder.glob("*/code/**/*"))
         log(f"files of the job: {', '.join(shipped)}; and {num_code_files} code files")
         shutil.rmtree(folder)
+    checks.check_executor(executor, detach=False)
 
 
-def check(
-    stages: Mapping[str, run.Partial], executor: run.Executor, *, name: str = "align", detach: bool = False
-) -> dict[str, run.Partial]:
-    """Run the checks of `launch`; return the stages with each `stage:NAME` replaced by a folder.
+def check(stages: Mapping[str, run.Partial], executor: run.Executor, *, name: str = "align") -> dict[str, run.Partial]:
+    """Check stages without asking the cluster; return them with each `stage:NAME` replaced by a folder.
 
     Raises:
-        ConfigError: a check fails.
+        ConfigError: a name, a recipe or a number of ranks is invalid.
     """
-    resolved = _checked(stages, executor, name)
-    checks.check_executor(executor, detach=detach)
-    return resolved
-
-
-def _checked(stages: Mapping[str, run.Partial], executor: run.Executor, name: str) -> dict[str, run.Partial]:
     resolved = _resolve_stage_references(stages)
     checks.check_recipes(name, resolved, executor)
     return resolved

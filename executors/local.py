@@ -15,7 +15,7 @@ import psutil
 from aligner.common import secret_names
 from aligner.common.console import log
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 60.0
 """Seconds for processes to finish the current step and save; torchrun gives its ranks 30 s."""
 
@@ -42,9 +42,10 @@ def local(*, ntasks_per_node: int = 1, env_vars: Optional[dict[str, str]] = None
 
 @contextlib.contextmanager
 def terminate_children_on_signal() -> Iterator[None]:
-    """On Ctrl-C or SIGTERM, also end the processes started within the context; NeMo-Run would leave them running.
+    """On Ctrl-C, SIGTERM or a closed terminal, also end the processes started within the context.
 
-    Each process receives SIGTERM once and saves. A process that runs after `GRACE` seconds is killed.
+    NeMo-Run would leave them running. Each process receives SIGTERM once and saves. A process that runs after `GRACE`
+    seconds is killed, and all at once by a second signal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -53,11 +54,19 @@ def terminate_children_on_signal() -> Iterator[None]:
     existing_pids = {process.pid for process in parent.children()}
 
     def end(number: int, _: Any) -> None:
-        for ignored in SIGNALS:
-            signal.signal(ignored, signal.SIG_IGN)
-        log("terminating the jobs, which save first")
         started = [process for process in parent.children() if process.pid not in existing_pids]
         processes = [*started, *(p for process in started for p in process.children(recursive=True))]
+
+        def kill(number: int, _: Any) -> None:
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            raise SystemExit(128 + number)
+
+        for again in SIGNALS:
+            signal.signal(again, kill)
+        with contextlib.suppress(OSError):  # a terminal that has closed
+            log("terminating the jobs, which save first; once more ends them at once")
         for process in started:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()

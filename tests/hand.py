@@ -167,12 +167,21 @@ def save_llama(path: Path, **options: Any) -> None:
 
 
 class Disturb(pl.Callback):
-    """Does something to this process when so many steps have been made: sends it a signal, makes it wait or stop."""
+    """Does something to this process when so many steps have been made: sends it a signal, makes it wait or stop.
+
+    After -1 steps, the reference is yet to be scored.
+    """
 
     def __init__(
         self, at: int, rank: int = 0, signals: tuple[int, ...] = (), sleep: float = 0.0, stop: float = 0.0
     ) -> None:
         self.at, self.rank, self.signals, self.sleep, self.stop = at, rank, signals, sleep, stop
+
+    def on_fit_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.at < 0 and trainer.global_rank == self.rank:
+            signals, self.signals = self.signals, ()
+            for number in signals:
+                os.kill(os.getpid(), number)
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_rank == self.rank and trainer.global_step >= self.at and self.signals:

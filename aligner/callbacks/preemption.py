@@ -1,13 +1,14 @@
-"""Preemption and time limit of a job.
+"""Preemption, interruption and time limit of a job.
 
-On the first SIGTERM or SIGUSR1, or at the time limit, the job finishes its step, saves, and exits with code 75: run the
-same command again. A second signal ends the job at once. The newest checkpoint is complete even then, because a
-checkpoint is renamed into its place only when it is complete.
+On the first SIGTERM, SIGUSR1, SIGHUP (a terminal that closes) or SIGINT (Ctrl-C), or at the time limit, the job
+finishes its step, saves, and exits with code 75: run the same command again. A second signal ends the job at once. The
+newest checkpoint is complete even then, because a checkpoint is renamed into its place only when it is complete.
 """
 
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +23,9 @@ from aligner.callbacks.checkpointing import CheckpointCallback
 from aligner.common.console import log_rank0
 from aligner.common.errors import REQUEUE
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+IGNORABLE = (signal.SIGHUP, signal.SIGINT)
+"""Signals that `nohup` and shells have processes in the background ignore."""
 
 
 class Preempted(SystemExit):
@@ -31,6 +34,11 @@ class Preempted(SystemExit):
     def __init__(self, reason: str) -> None:
         super().__init__(REQUEUE)
         self.reason = reason
+
+    @property
+    def by_user(self) -> bool:
+        """Whether somebody pressed Ctrl-C, or interrupted a cell of a notebook."""
+        return self.reason.endswith(signal.SIGINT.name)
 
 
 class Preemption(pl.Callback):
@@ -43,6 +51,7 @@ class Preemption(pl.Callback):
         self._request = 0
         """Index of the stop request in `REASONS`; 0: none."""
         self._handler: Any = None
+        self._handled: tuple[signal.Signals, ...] = ()
         self._longest = 0.0
         self._step_began = 0.0
 
@@ -53,18 +62,25 @@ class Preemption(pl.Callback):
             yield
             return
         process = os.getpid()
+        terminals = [stream for stream in (1, 2) if os.isatty(stream)]  # one that has closed is none any more
 
         def request_stop(number: int, _: Optional[FrameType]) -> None:
             # A second signal gets the system's handler, which also ends a process that waits in a collective.
-            for handled in SIGNALS:
-                signal.signal(handled, signal.SIG_DFL)
+            for handled in self._handled:
+                kernel = handled == signal.SIGINT and "ipykernel" in sys.modules
+                signal.signal(handled, signal.default_int_handler if kernel else signal.SIG_DFL)
+            if number == signal.SIGHUP:
+                _redirect_to_nowhere(terminals)
             # A scheduler signals every process of a job. Forked ones (data workers, checkpoint writers) are needed
             # until this process ends.
             if os.getpid() == process:
                 self._request = 2 + SIGNALS.index(signal.Signals(number))
 
         self._handler = request_stop
-        previous = {number: signal.signal(number, request_stop) for number in SIGNALS}
+        self._handled = tuple(
+            number for number in SIGNALS if number not in IGNORABLE or signal.getsignal(number) != signal.SIG_IGN
+        )
+        previous = {number: signal.signal(number, request_stop) for number in self._handled}
         try:
             yield
         finally:
@@ -74,8 +90,12 @@ class Preemption(pl.Callback):
     def on_train_start(self, *_: Any) -> None:
         """Replace Lightning's handlers, which would end the job with exit code 0 or save elsewhere."""
         if self._handler is not None and not self._request:
-            for number in SIGNALS:
+            for number in self._handled:
                 signal.signal(number, self._handler)
+
+    def on_scoring_batch_end(self, trainer: pl.Trainer) -> None:
+        """End between two batches of the reference's scoring, which precedes training and is done anew."""
+        self._end_if_requested(trainer)
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._step_began = time.monotonic()
@@ -108,3 +128,11 @@ class Preemption(pl.Callback):
             self.checkpoint.save(trainer)
         self.checkpoint.wait(trainer)
         raise Preempted(reason)
+
+
+def _redirect_to_nowhere(terminals: list[int]) -> None:
+    """Write no more to a terminal that has closed; every line would raise an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in terminals:
+        os.dup2(nowhere, stream)
+    os.close(nowhere)

@@ -99,7 +99,7 @@ class RecipeContext(CommandContext):
 
         executor = None if self.direct else self.executor or ranks.local_executor(task)
         if executor is not None:
-            executors.check({self.name: task}, executor, name=name, detach=self.detach)
+            executors.check({self.name: task}, executor, name=name)
         if is_first_rank():
             print(summary(task, name), flush=True)
         if not self._should_continue(self.skip_confirmation):

@@ -69,6 +69,8 @@ def _score_split(trainer: Any, data: AlignDataModule, split: Split) -> Tensor:
     # The last column counts the ranks that scored a row: all tensor-parallel ranks do.
     total = torch.zeros(len(rows), len(rows[0].responses) + 1, dtype=torch.float64)
     for batches in tqdm(loader, f"Reference of {split}", unit="batch", disable=not trainer.is_global_zero):
+        for callback in trainer.callbacks:
+            getattr(callback, "on_scoring_batch_end", _nothing)(trainer)
         for batch, logp_PK in score_batches(trainer, batches):
             valid = batch.valid_P.bool()
             values = torch.cat([logp_PK, torch.ones_like(logp_PK[:, :1])], dim=1)
@@ -78,6 +80,10 @@ def _score_split(trainer: Any, data: AlignDataModule, split: Split) -> Tensor:
     total = total.cpu()
     assert bool((total[:, -1] > 0).all()), "a row was not scored"
     return (total[:, :-1] / total[:, -1:]).float()
+
+
+def _nothing(trainer: Any) -> None:
+    return None
 
 
 @contextlib.contextmanager

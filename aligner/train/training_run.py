@@ -191,6 +191,9 @@ class TrainingRun:
                 print(summary.final_table(arguments.folder), flush=True)
         except Preempted as stopped:
             status = "preempted"
+            if stopped.by_user:
+                log_rank0("interrupted; run the same command again to resume")
+                raise KeyboardInterrupt from None
             log_rank0(f"{stopped.reason}: exiting with code {stopped.code}; run the same command again to resume")
             raise
         finally:

@@ -1,17 +1,22 @@
 """Jobs that are told to end, hang, or compute what is no number."""
 
+import contextlib
 import json
+import os
+import pty
+import select
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import nemo_run as run
 import pytest
 from hand import Disturb, Slow, no_gradient, no_number
-from launching import forked
+from launching import NEMO, TIME_LIMIT, forked
 
 from aligner.callbacks import preemption, watchdog
 from aligner.callbacks.loss_anomaly import LossAnomalyCallback
@@ -41,13 +46,14 @@ def ended(name: str, ranks: int, *callbacks: Any, limit: str | None = None) -> C
     return job
 
 
-TERM, USR1 = int(signal.SIGTERM), int(signal.SIGUSR1)
+TERM, USR1, HUP, INT = map(int, (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT))
 ENDED = {
     "term": ended("term", 2, run.Config(Disturb, at=2, rank=1, signals=(TERM,))),
     "time": ended("time", 1, run.Config(Slow, seconds=0.5), limit="00:00:01"),
 }
 OTHERS = {
     "usr1": ended("usr1", 1, run.Config(Disturb, at=2, signals=(USR1,))),
+    "hup": ended("hup", 1, run.Config(Disturb, at=2, signals=(HUP,))),
     "twice": ended("twice", 1, run.Config(Disturb, at=3, signals=(USR1, USR1))),
     "validating": ended("validating", 1, run.Config(Disturb, at=1, signals=(TERM,)), run.Config(Slow, seconds=0.1)),
 }
@@ -76,12 +82,85 @@ def test_a_signal_and_time_end_the_step_save_and_ask_for_another_job(tiny: Tiny,
 
 @pytest.mark.slow
 def test_other_signals_do_as_well(tiny: Tiny, tmp_path: Path) -> None:
-    """SIGUSR1; a second one while it is saved; SIGTERM while it validates."""
+    """SIGUSR1; a terminal that closes; a second one while it is saved; SIGTERM while it validates."""
     codes, said, left = end_and_go_on(tiny, tmp_path, OTHERS)
-    assert codes == [[75], [-USR1], [75]], said[-5000:]
-    assert "it received SIGUSR1: saving after step 3" in said
-    assert left["usr1"] == 3 and left["validating"]
+    assert codes == [[75], [75], [-USR1], [75]], said[-5000:]
+    assert "it received SIGUSR1: saving after step 3" in said and "it received SIGHUP: saving after step 3" in said
+    assert left["usr1"] == left["hup"] == 3 and left["validating"]
     assert left["twice"] == 2, "what the second signal found was whole"
+
+
+def test_an_interrupted_cell_saves_and_raises(
+    tiny: Tiny, execute: Execute, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    recipe = tiny()
+    recipe.trainer.max_steps, recipe.log.ckpt.every_n_train_steps = 8, 8
+    recipe.trainer.callbacks = [run.Config(Disturb, at=2, signals=(INT,))]
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        execute(recipe)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "it received SIGINT: saving after step 3" in capfd.readouterr().err
+    recipe.trainer.callbacks = []
+    assert steps(execute(recipe)) == list(range(8))
+    # While the reference is scored there is nothing to save, and no step to wait for.
+    other = tiny("scoring")
+    other.trainer.callbacks = [run.Config(Disturb, at=-1, signals=(INT,))]
+    with pytest.raises(KeyboardInterrupt):
+        execute(other)
+    assert "it received SIGINT: nothing new to save after step 0" in capfd.readouterr().err
+
+
+def test_signals_that_a_shell_ignores_stay_ignored() -> None:
+    stopper = preemption.Preemption(None, SimpleNamespace(step_saved=0), began=0.0)  # type: ignore[arg-type]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stopper.listening():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGINT) is signal.getsignal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ctrl-c", "twice", "closed"])
+def test_a_terminal(tmp_path: Path, how: str) -> None:
+    """Ctrl-C, pressed once or twice, and a window that closes: `nemo` in a terminal of its own."""
+    words = ["trainer.max_steps=100000", "log.ckpt.every_n_train_steps=50000"]
+    if how == "twice":
+        words.append("data.global_batch_size=4096")  # a step of some seconds
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(tmp_path)
+        os.execv(NEMO, [NEMO, "llm", "align", "--factory", "tiny_sft", "-y", *words])
+    metrics, said, code = tmp_path / "runs/tiny_sft/metrics.csv", b"", None
+    pressed, began = 0, time.monotonic()
+    while code is None:
+        assert time.monotonic() - began < TIME_LIMIT
+        under_way = metrics.is_file() and len(metrics.read_text().splitlines()) > (1 if how == "twice" else 5)
+        if how == "closed" and under_way and not pressed:
+            os.close(terminal)
+            pressed = 1
+        elif how != "closed" and under_way and pressed < (2 if how == "twice" else 1):
+            os.write(terminal, b"\x03")
+            pressed += 1
+            time.sleep(1.0)  # two signals at once are one
+        if how != "closed" or not pressed:
+            with contextlib.suppress(OSError):  # the end of what is written
+                if select.select([terminal], [], [], 0.2)[0]:
+                    said += os.read(terminal, 10000)
+        ended_now, status = os.waitpid(process, os.WNOHANG)
+        code = os.waitstatus_to_exitcode(status) if ended_now else None
+    newest = folders.latest_checkpoint(tmp_path / "runs/tiny_sft")
+    if how == "twice":
+        assert code == -signal.SIGINT and newest is None
+        return
+    assert newest is not None and folders.find_corruption(newest) is None
+    assert code == (130 if how == "ctrl-c" else 75), said[-3000:]
+    log = "".join(path.read_text() for path in (tmp_path / "runs/tiny_sft").glob("nemo_log_globalrank-0*"))
+    for text in (said.decode(), log) if how == "ctrl-c" else (log,):
+        assert f"saving after step {folders.step_of(newest)}" in text
 
 
 @pytest.mark.slow

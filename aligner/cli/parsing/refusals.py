@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ def on_one_line() -> Iterator[None]:
         yield
     except AlignError as error:
         _end(str(error).partition(FIDDLE)[0])
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
     except typer.Abort:
         _end("not confirmed; nothing was started")
     except typer.Exit as wanted:
