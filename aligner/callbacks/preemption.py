@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, Optional
 
@@ -44,12 +44,19 @@ class Preempted(SystemExit):
 class Preemption(pl.Callback):
     """Callback that ends a job between two steps, on all ranks together, if any rank received a signal."""
 
-    REASONS = (None, "its time is up", *(f"it received {s.name}" for s in SIGNALS))
-
-    def __init__(self, max_seconds: float | None, checkpoint: CheckpointCallback, *, began: float) -> None:
+    def __init__(
+        self,
+        max_seconds: float | None,
+        checkpoint: CheckpointCallback,
+        *,
+        began: float,
+        more_signals: Sequence[int] = (),
+    ) -> None:
         self.max_seconds, self.checkpoint, self.began = max_seconds, checkpoint, began
+        self.signals = tuple(dict.fromkeys([*SIGNALS, *map(signal.Signals, more_signals)]))
+        self.reasons = (None, "its time is up", *(f"it received {s.name}" for s in self.signals))
         self._request = 0
-        """Index of the stop request in `REASONS`; 0: none."""
+        """Index of the stop request in `reasons`; 0: none."""
         self._handler: Any = None
         self._handled: tuple[signal.Signals, ...] = ()
         self._longest = 0.0
@@ -74,11 +81,11 @@ class Preemption(pl.Callback):
             # A scheduler signals every process of a job. Forked ones (data workers, checkpoint writers) are needed
             # until this process ends.
             if os.getpid() == process:
-                self._request = 2 + SIGNALS.index(signal.Signals(number))
+                self._request = 2 + self.signals.index(signal.Signals(number))
 
         self._handler = request_stop
         self._handled = tuple(
-            number for number in SIGNALS if number not in IGNORABLE or signal.getsignal(number) != signal.SIG_IGN
+            number for number in self.signals if number not in IGNORABLE or signal.getsignal(number) != signal.SIG_IGN
         )
         previous = {number: signal.signal(number, request_stop) for number in self._handled}
         try:
@@ -120,7 +127,7 @@ class Preemption(pl.Callback):
         torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MAX)
         if not int(agreed):
             return
-        reason = self.REASONS[int(agreed)]
+        reason = self.reasons[int(agreed)]
         assert reason is not None
         saved = self.checkpoint.step_saved == trainer.global_step or not stepped
         log_rank0(f"{reason}: {'nothing new to save' if saved else 'saving'} after step {trainer.global_step}")

@@ -20,6 +20,8 @@ from typing import Any
 import nemo_run as run
 import yaml
 
+from aligner.common import yaml_values
+from aligner.common.console import log_rank0
 from aligner.common.files import atomic_write
 from aligner.common.run_folder import PROVENANCE, RECIPE, job_files
 from aligner.common.secret_names import SECRET
@@ -45,7 +47,12 @@ def write(arguments: RunArguments, start: StartingPoint, settings: dict[str, Any
     folder.mkdir(parents=True)
     recipe, text = _find_recipe(arguments), ""
     if recipe is not None:
-        text = _yaml(recipe)
+        text, as_text = _yaml(recipe)
+        if as_text:
+            log_rank0(
+                f"{RECIPE} cannot be run again, because {', '.join(as_text)} cannot be written as YAML; give "
+                "run.Config or run.Partial of what it is made of"
+            )
         (folder / RECIPE).write_text(text)
         (arguments.folder / RECIPE).write_text(text)
     commit, difference = _git_state()
@@ -121,10 +128,12 @@ def _stages(value: Any) -> Iterator[run.Partial]:
         value = getattr(getattr(value, "resume", None), "init_stage", None)
 
 
-def _yaml(recipe: run.Partial) -> str:
+def _yaml(recipe: run.Partial) -> tuple[str, list[str]]:
+    """Return a recipe as YAML, and the paths of what is text in it that cannot be read back."""
     from nemo_run.cli.config import ConfigSerializer
 
-    return ConfigSerializer().serialize_yaml(recipe)
+    written, as_text = yaml_values.representable(recipe)
+    return ConfigSerializer().serialize_yaml(written), as_text
 
 
 def _git_state() -> tuple[str | None, str]:

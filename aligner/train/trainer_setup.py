@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from nemo.lightning.callback_group import CallbackGroup
-from nemo.lightning.pytorch.callbacks import ModelTransform
+from nemo.lightning.pytorch.callbacks import ModelTransform, PreemptionCallback
 
 from aligner.backend import kernels, threads
 from aligner.callbacks.loss_anomaly import LossAnomalyCallback
@@ -21,6 +21,7 @@ from aligner.callbacks.step_preparation import StepPreparation
 from aligner.callbacks.watchdog import Watchdog
 from aligner.checkpoint.source_files import SourceFiles
 from aligner.common import run_folder
+from aligner.common.console import log_rank0
 from aligner.model import policy
 from aligner.train import resume_settings, run_lock, wandb_run
 from aligner.train.arguments import RunArguments
@@ -57,7 +58,8 @@ def add_callbacks(
     if arguments.trainer.is_global_zero:
         checkpoint.source_files = SourceFiles(start.checkpoint)
     checkpoint.describe = functools.partial(resume_settings.checkpoint_metadata, arguments, settings)
-    preemption = Preemption(limits.seconds, checkpoint, began=began)
+    theirs, signals = _callbacks_of_recipe(trainer)
+    preemption = Preemption(limits.seconds, checkpoint, began=began, more_signals=signals)
     ours = [
         # First, to record the phase before the other callbacks run.
         Watchdog(arguments.folder, hang_timeout_s=limits.hang_timeout_s),
@@ -69,7 +71,6 @@ def add_callbacks(
         Progress(metrics),
         preemption,
     ]
-    theirs: Any = [cb for cb in trainer.callbacks if not isinstance(cb, ProgressBar)]  # type: ignore[attr-defined]
     trainer.callbacks = [*ours, *theirs]  # type: ignore[attr-defined]
     if arguments.peft is not None:
         assert isinstance(arguments.peft, ModelTransform)
@@ -77,6 +78,16 @@ def add_callbacks(
         arguments.model.__io__.model_transform = arguments.peft.__io__
         trainer.callbacks.append(arguments.peft)  # type: ignore[attr-defined]
     return preemption
+
+
+def _callbacks_of_recipe(trainer: Any) -> tuple[list[Any], list[int]]:
+    """Return the callbacks of the recipe that stay, and the signals of those whose place ours takes."""
+    replaced = [callback for callback in trainer.callbacks if isinstance(callback, PreemptionCallback)]
+    if replaced:
+        # It would take the signal from ours, and end the job with code 0 before all steps are made.
+        log_rank0("trainer.callbacks: NeMo's PreemptionCallback is left out; a run saves on signals by itself")
+    theirs = [cb for cb in trainer.callbacks if not isinstance(cb, ProgressBar | PreemptionCallback)]
+    return theirs, [int(callback.sig) for callback in replaced]
 
 
 def choose_kernels(arguments: RunArguments) -> None:

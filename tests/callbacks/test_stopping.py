@@ -17,6 +17,7 @@ import nemo_run as run
 import pytest
 from hand import Disturb, Slow, no_gradient, no_number
 from launching import NEMO, TIME_LIMIT, forked
+from nemo.lightning.pytorch.callbacks import PreemptionCallback
 
 from aligner.callbacks import preemption, watchdog
 from aligner.callbacks.loss_anomaly import LossAnomalyCallback
@@ -110,6 +111,22 @@ def test_an_interrupted_cell_saves_and_raises(
     with pytest.raises(KeyboardInterrupt):
         execute(other)
     assert "it received SIGINT: nothing new to save after step 0" in capfd.readouterr().err
+
+
+def test_nemos_own_callback_does_not_take_the_signal(
+    tiny: Tiny, execute: Execute, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It would end the job with code 0 after the step, with steps to make."""
+    recipe = tiny()
+    recipe.trainer.max_steps, recipe.log.ckpt.every_n_train_steps = 8, 8
+    callback = run.Config(PreemptionCallback, sig=int(signal.SIGUSR2))
+    recipe.trainer.callbacks = [callback, run.Config(Disturb, at=2, signals=(int(signal.SIGUSR2),))]
+    with pytest.raises(preemption.Preempted, match="75"):
+        execute(recipe)
+    told = capfd.readouterr().err
+    assert "NeMo's PreemptionCallback is left out" in told and "it received SIGUSR2: saving after step 3" in told
+    recipe.trainer.callbacks = [callback]
+    assert steps(execute(recipe)) == list(range(8))
 
 
 def test_signals_that_a_shell_ignores_stay_ignored() -> None:

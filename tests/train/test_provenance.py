@@ -2,16 +2,26 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import fiddle as fdl
 import nemo_run as run
+import numpy as np
 import pytest
+import torch
+from hand import Slow
+from lightning.pytorch.callbacks import LambdaCallback
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.transformer.enums import AttnBackend
+from nemo import lightning as nl
+from nemo_run.cli.config import ConfigSerializer
 
 from aligner.checkpoint import checkpoint_diff, folders
 from aligner.cli import diff_runs
 from aligner.cli.parsing.yaml_recipe import load_yaml
+from aligner.common import yaml_values
 from aligner.common.errors import CheckpointError
 
 
@@ -40,6 +50,51 @@ def test_a_run_is_done_again_by_what_it_kept(
     assert said["settings"]["loss.beta"] == 0.3 and "data.train" in said["settings"]
     assert any(line.startswith("torch==") for line in (job / "packages.txt").read_text().splitlines())
     assert not any("not-for-anyone" in path.read_text() for path in job.iterdir())
+
+
+def test_what_yaml_has_no_word_for_reads_back(tiny: Callable[..., Any], execute: Callable[[Any], Path]) -> None:
+    """Numbers of a sweep, paths, enumerations as NeMo writes them, objects in place of configs."""
+    recipe = tiny("one")
+    recipe.optim.config.lr = np.float32(1e-3)
+    recipe.data.seed = np.int64(7)
+    recipe.data.train = Path(recipe.data.train)
+    recipe.model.config.attention_backend = AttnBackend.unfused
+    recipe.trainer.strategy.ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
+    recipe.trainer.callbacks = [Slow(seconds=0.0)]
+    recipe.trainer.plugins = nl.MegatronMixedPrecision(precision="32")
+    again = load_yaml(execute(recipe) / "config.yaml")
+    assert (again.data.seed, again.optim.config.lr) == (7, pytest.approx(1e-3))
+    built = fdl.build(again)
+    assert built.keywords["trainer"].strategy.ddp_config.grad_reduce_in_fp32
+    assert built.keywords["model"].config.attention_backend is AttnBackend.unfused
+    assert built.keywords["data"].train == recipe.data.train
+    assert isinstance(fdl.build(again.trainer.plugins), nl.MegatronMixedPrecision)
+
+
+def test_plain_values_read_back(tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "time": timedelta(hours=9), "dtype": torch.bfloat16, "inner": [(Path("a"), np.bool_(True))], "by": {1: np.ones(1)[0]},
+    }  # fmt: skip
+    written, as_text = yaml_values.representable(run.Partial(dict_of, **given))
+    (tmp_path / "x.yaml").write_text(ConfigSerializer().serialize_yaml(written))
+    found = fdl.build(load_yaml(tmp_path / "x.yaml")).keywords
+    assert not as_text and found == given | {"inner": [[Path("a"), True]], "by": {"1": 1.0}}
+    assert yaml_values.representable(run.Partial(dict_of, time=object()))[1] == ["time"]
+
+
+def dict_of(**values: Any) -> dict[str, Any]:
+    return values
+
+
+def test_what_cannot_be_written_is_told(
+    tiny: Callable[..., Any], execute: Callable[[Any], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny("one")
+    recipe.trainer.callbacks = [LambdaCallback(on_exception=lambda *_: None)]
+    folder = execute(recipe)
+    told = capfd.readouterr().err
+    assert "config.yaml cannot be run again, because trainer.callbacks[0] cannot be written as YAML" in told
+    assert "LambdaCallback" in (folder / "config.yaml").read_text()
 
 
 def test_every_job_of_a_run_is_kept(tiny: Callable[..., Any], tmp_path: Path) -> None:

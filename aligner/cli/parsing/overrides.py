@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
-import importlib
 import inspect
 import re
 import types
@@ -17,6 +16,7 @@ import nemo_run as run
 from nemo_run.cli.cli_parser import CLIException, parse_cli_args, parse_value
 
 from aligner.cli.parsing.named_parts import PARTS, set_by_name
+from aligner.common import yaml_values
 from aligner.common.errors import ConfigError
 
 TYPES = {
@@ -92,7 +92,7 @@ def _set_directly(recipe: run.Partial, path: str, value: str) -> bool:
         if value not in kind.__members__:
             raise ConfigError(f"{path}: {value!r} is not one of {', '.join(kind.__members__)}")
         # YAML has no enumerations.
-        setattr(config, last, run.Config(member, kind=f"{kind.__module__}.{kind.__qualname__}", name=value))
+        setattr(config, last, run.Config(yaml_values.member, kind=f"{kind.__module__}.{kind.__qualname__}", name=value))
         return True
     if kind is not None and (words := _words(kind, value)) is not None:
         setattr(config, last, words)
@@ -126,12 +126,6 @@ def _words(kind: Any, value: str) -> list[str] | None:
     if any(mark in inner for mark in "[]'\"()") or inner.strip() == "None":
         return None
     return [word.strip() for word in inner.split(",") if word.strip()]
-
-
-def member(kind: str, name: str) -> enum.Enum:
-    """Return the member of an enumeration, both by name."""
-    module, _, last = kind.rpartition(".")
-    return getattr(importlib.import_module(module), last)[name]
 
 
 def _explain(recipe: run.Partial, path: str, arg: str, error: Exception) -> str:

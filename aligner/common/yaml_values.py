@@ -1,0 +1,103 @@
+"""Recipes as YAML that reads back: what YAML has no word for becomes a call of a function of this module.
+
+A number of NumPy becomes a number, a NeMo object the config that it was built from. What has no such form becomes its
+text, and the recipe then cannot be run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+import functools
+import importlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import fiddle as fdl
+import nemo_run as run
+import torch
+
+
+def member(kind: str, name: str) -> enum.Enum:
+    """Return the member of an enumeration, both by name."""
+    module, _, last = kind.rpartition(".")
+    return getattr(importlib.import_module(module), last)[name]
+
+
+def path(text: str) -> Path:
+    """Return a path."""
+    return Path(text)
+
+
+def seconds(number: float) -> datetime.timedelta:
+    """Return a duration."""
+    return datetime.timedelta(seconds=number)
+
+
+def dtype(name: str) -> torch.dtype:
+    """Return a data type of torch, as `bfloat16`."""
+    return getattr(torch, name)
+
+
+def representable(recipe: run.Partial) -> tuple[run.Partial, list[str]]:
+    """Return a copy of a recipe that YAML can hold, and the paths of what is text in it and cannot be read back."""
+    as_text: list[str] = []
+    return _converted(recipe, "", as_text), as_text
+
+
+def _converted(value: Any, where: str, as_text: list[str]) -> Any:
+    """Convert a value; `where` is its path."""
+    inner = functools.partial(_converted, as_text=as_text)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, fdl.Buildable):
+        copied = value.__copy__()
+        for name, argument in value.__arguments__.items():
+            if isinstance(name, str):
+                setattr(copied, name, inner(argument, f"{where}.{name}".lstrip(".")))
+        return copied
+    if isinstance(value, Mapping):
+        return {str(key): inner(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [inner(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, type) or inspect.isfunction(value) or inspect.isbuiltin(value):
+        importable = "<" not in value.__qualname__
+    else:
+        found = _as_config(value)
+        if found is not _NONE:
+            return inner(found, where) if isinstance(found, fdl.Buildable) else found
+        importable = False
+    if importable:
+        return value
+    as_text.append(where)
+    return str(value)
+
+
+_NONE = object()
+
+
+def _as_config(value: Any) -> Any:
+    """Return what an object can be read back from; `_NONE` if there is nothing."""
+    if isinstance(value, enum.Enum):
+        kind = type(value)
+        return run.Config(member, kind=f"{kind.__module__}.{kind.__qualname__}", name=value.name)
+    if isinstance(value, Path):
+        return run.Config(path, text=str(value))
+    if isinstance(value, datetime.timedelta):
+        return run.Config(seconds, number=value.total_seconds())
+    if isinstance(value, torch.dtype):
+        return run.Config(dtype, name=str(value).removeprefix("torch."))
+    if hasattr(value, "dtype") and getattr(value, "shape", None) == ():  # a number of NumPy or torch
+        return value.item()
+    if isinstance(value, bool | int | float | str):  # of a class of its own
+        return next(kind(value) for kind in (bool, int, float, str) if isinstance(value, kind))
+    if isinstance(getattr(value, "__io__", None), fdl.Buildable):
+        return value.__io__
+    if isinstance(value, functools.partial) and not value.args and "<" not in value.func.__qualname__:
+        return run.Partial(value.func, **value.keywords)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return run.Config(type(value), **{f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init})
+    return _NONE
