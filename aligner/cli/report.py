@@ -24,7 +24,7 @@ output= [RUN/report.html; of several runs: ./report.html]  path of the page
 prompts=  JSON lines with one prompt each. The run's initial model and its latest checkpoint generate greedy responses.
 They are stored in RUN/samples.jsonl, shown on the page and, if the run logs there, as a table in Weights & Biases.
 
-max_tokens= [128]  most tokens of a response
+max_tokens= [128, or half of a shorter context length]  most tokens of a response
 """
 
 
@@ -50,10 +50,12 @@ class ReportContext(RecipeContext):
             raise ConfigError(f"{unknown[0]}: there is no such argument (there are: {', '.join(self.own)})")
         if not folders:
             raise ConfigError("report: name the folder of a run, or several: nemo llm report runs/tiny_dpo")
-        tokens = options.get("max_tokens", "128")
-        if not tokens.isdigit() or tokens == "0":
+        tokens = options.get("max_tokens")
+        if tokens is not None and (not tokens.isdigit() or tokens == "0"):
             raise ConfigError(f"max_tokens: is {tokens!r}; expected a number of tokens")
         if "prompts" in options:
             for folder in folders:
-                samples.write_samples(Path(folder).expanduser(), options["prompts"], max_tokens=int(tokens))
+                samples.write_samples(
+                    Path(folder).expanduser(), options["prompts"], max_tokens=int(tokens) if tokens else None
+                )
         print(run_page.write_report(folders, options.get("output")))

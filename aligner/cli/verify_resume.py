@@ -20,7 +20,7 @@ HELP = """Run a recipe without interruption, and again with a kill -9 in the mid
 Compared are weights, optimizer and schedule, and for every step and rank the rows, loss, gradient norm, learning rate
 and random states. Prints "identical", or the first difference with exit code 1.
 
-nemo llm verify-resume --factory tiny_dpo steps=8
+nemo llm verify-resume --factory tiny_dpo -y steps=8
 
 steps=8 is the number of optimizer steps; everything else is as in `nemo llm align`. As many ranks as trainer.devices
 are started on this machine.

@@ -14,9 +14,17 @@ from aligner.data.rows import TextOrMessages
 from aligner.generate import journal
 from aligner.report import run_data
 
+MAX_TOKENS = 128
+"""Most tokens of a response, where half of the model's context length is not less."""
 
-def write_samples(folder: Path, prompts: str, *, max_tokens: int) -> None:
+
+def write_samples(folder: Path, prompts: str, *, max_tokens: int | None = None) -> None:
     """Generate responses to prompts by a run's initial model and its latest checkpoint.
+
+    Args:
+        folder: folder of the run.
+        prompts: file of prompts.
+        max_tokens: maximum number of tokens of a response; None: 128, or half of a shorter context length.
 
     Raises:
         CheckpointError: either checkpoint is missing.
@@ -26,6 +34,9 @@ def write_samples(folder: Path, prompts: str, *, max_tokens: int) -> None:
     from aligner.generate.megatron_engine import MegatronEngine
 
     run = run_data.read(folder)
+    if max_tokens is None:
+        context = run.recipe.get("model", {}).get("config", {}).get("seq_length") or 2 * MAX_TOKENS
+        max_tokens = min(MAX_TOKENS, int(context) // 2)
     newest = folders.latest_checkpoint(folder)
     start = next((job["initialized_from"] for job in run.jobs if job["initialized_from"]), None)
     if newest is None or start is None or not Path(start).exists():
@@ -37,16 +48,21 @@ def write_samples(folder: Path, prompts: str, *, max_tokens: int) -> None:
         engine = MegatronEngine(checkpoint=checkpoint, apply_chat_template=apply_chat_template)
         output = folder / run_folder.PROVENANCE / "samples" / f"{side}-{max_tokens}-{Path(prompts).name}"
         generate_responses(prompts, str(output), engine, num_generations=1, temperature=0, max_tokens=max_tokens)
-        answers.append({row["key"]: row for row in journal.read(output)})
+        answers.append({row["key"]: _shown(row, max_tokens) for row in journal.read(output)})
     before, after = answers
     rows = [
-        {"prompt": _plain(row["prompt"]), "before": row["response"], "after": after[key]["response"]}
+        {"prompt": _plain(row["prompt"]), "before": row["shown"], "after": after[key]["shown"]}
         for key, row in before.items()
     ]
     with atomic_write(folder / run_folder.SAMPLES) as partial:
         partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     columns = ["prompt", "before", "after"]
     _log_samples(folder, run.recipe, columns, [[row[name] for name in columns] for row in rows])
+
+
+def _shown(row: journal.JsonObject, max_tokens: int) -> journal.JsonObject:
+    cut = f" [cut at {max_tokens} tokens]" if row["finish_reason"] == "length" else ""
+    return {**row, "shown": row["response"] + cut}
 
 
 def _plain(text: TextOrMessages) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import enum
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import nemo_run as run
 from nemo_run.cli.cli_parser import CLIException, parse_cli_args, parse_value
 
+from aligner.api import align
 from aligner.cli.parsing.named_parts import PARTS, set_by_name
 from aligner.common import yaml_values
 from aligner.common.errors import ConfigError
@@ -41,7 +43,7 @@ def override(recipe: run.Partial, args: list[str], *, within: str = "") -> run.P
         part, equals, value = arg.partition("=")
         if not equals:
             raise ConfigError(f"{within}{arg}: expected name=value")
-        if part in PARTS and part in arguments_of(recipe.__fn_or_cls__):
+        if part in PARTS and recipe.__fn_or_cls__ is align:
             set_by_name(recipe, part, value)
             continue
         try:
@@ -94,8 +96,8 @@ def _set_directly(recipe: run.Partial, path: str, value: str) -> bool:
         # YAML has no enumerations.
         setattr(config, last, run.Config(yaml_values.member, kind=f"{kind.__module__}.{kind.__qualname__}", name=value))
         return True
-    if kind is not None and (words := _words(kind, value)) is not None:
-        setattr(config, last, words)
+    if kind is not None and (found := _literal(kind, value)) is not None:
+        setattr(config, last, found)
         return True
     if not isinstance(kind, str):
         return False
@@ -110,12 +112,19 @@ def _set_directly(recipe: run.Partial, path: str, value: str) -> bool:
     return True
 
 
-def _words(kind: Any, value: str) -> list[str] | None:
-    """Return the value of a list of strings that is written without quotes, which a shell removes: `[loss.beta]`.
+def _literal(kind: Any, value: str) -> list[str] | dict[Any, Any] | None:
+    """Return a dictionary, or a list of strings, that NeMo-Run would misread.
 
-    None: it is no such list, or NeMo-Run can parse it.
+    It takes a dictionary for text where text is allowed, too, and needs the quotes of a list of strings, which a shell
+    removes: `[loss.beta]`. None: the value is neither.
     """
     options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    if any(typing.get_origin(option) in (dict, Mapping) for option in options) and value.lstrip().startswith("{"):
+        try:
+            found = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return None
+        return found if isinstance(found, dict) else None
     lists = [option for option in options if typing.get_origin(option) in (list, Sequence)]
     if not any(typing.get_args(option) == (str,) for option in lists):
         return None
