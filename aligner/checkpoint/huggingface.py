@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from aligner.checkpoint import import_checks, nemo1_archive, source_files
+from aligner.checkpoint import import_checks, import_files, nemo1_archive, source_files
 from aligner.common.errors import CheckpointError
 from aligner.common.files import atomic_write
 from aligner.common.process_pool import hidden_main_module
@@ -50,20 +50,13 @@ def import_hf(source: str, output: str, compare: bool = True) -> Path:
     if nemo1_archive.is_archive(source):
         return _import_archive(Path(source).expanduser(), target)
     name = source.removeprefix("hf://")
-    folder = source_files.local_folder(name)
-    config = source_files.read_json(folder / source_files.CONFIG)
+    folder, config = check_source(name)
+    kind = config["model_type"]
     from aligner.backend import patches
 
     patches.apply()
-    from aligner.checkpoint import connectors
-
-    kind = config.get("model_type")
-    if kind not in connectors.ARCHITECTURES:
-        raise CheckpointError(
-            f"source: {name} is of the architecture {kind!r}; can be imported: {', '.join(connectors.ARCHITECTURES)}"
-        )
-    import_checks.check(name, config)
     from aligner.backend.distributed import preserved_environment
+    from aligner.checkpoint import connectors
     from aligner.model.architecture import vocabulary_rows
 
     with (
@@ -80,11 +73,32 @@ def import_hf(source: str, output: str, compare: bool = True) -> Path:
         kept = partial / source_files.FOLDER
         source_files.copy(folder, kept)
         origin: dict[str, Any] = {"source": str(folder.resolve()) if folder == Path(name).expanduser() else name}
+        outside = import_files.tokens_without_row(folder, vocabulary_rows(partial) or 0)
+        if outside:
+            print(f"{name}: {outside}")
         if importer.comparison is not None:
             origin["comparison"] = importer.comparison.as_dict()
             print(importer.comparison)
         (kept / source_files.ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
     return target
+
+
+def check_source(name: str) -> tuple[Path, dict[str, Any]]:
+    """Check a Hugging Face model without loading it; return its folder and the content of its config.json.
+
+    Raises:
+        CheckpointError: the model cannot be imported, or would be altered.
+    """
+    folder = source_files.local_folder(name)
+    config = source_files.read_json(folder / source_files.CONFIG)
+    kind = config.get("model_type")
+    if kind not in import_checks.ASSUMED:
+        raise CheckpointError(
+            f"source: {name} is of the architecture {kind!r}; can be imported: {', '.join(import_checks.ASSUMED)}"
+        )
+    import_files.check(name, folder, config)
+    import_checks.check(name, config)
+    return folder, config
 
 
 def _readable_folder(name: str, folder: Path, config: dict[str, Any], target: Path) -> Path:
@@ -159,6 +173,8 @@ def import_once(source: str, cache: Path, *, compare: bool = True) -> Path:
     """
     cache.mkdir(parents=True, exist_ok=True)
     target = cache / cache_name(source)
+    if not target.exists() and not nemo1_archive.is_archive(source):
+        check_source(source.removeprefix("hf://"))  # before a process that takes a minute
     with FileLock(f"{target}.lock"):
         if not target.exists():
             done = subprocess.run(

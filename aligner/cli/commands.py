@@ -20,11 +20,11 @@ ALIGN_HELP = """Train a policy on preference pairs. If the run folder holds a ch
 
 A recipe is named by --factory (listed below) or read by --yaml; any part of it is set by its path:
 
-nemo llm align --factory tiny_dpo -y log.name=first loss.beta=0.05 trainer.max_steps=100
+nemo llm align --factory tiny_dpo -y log.name=short loss.beta=0.05 trainer.max_steps=100
 
 nemo llm align --factory tiny_dpo -y log.name=mine data.train=train.jsonl data.validation=valid.jsonl
 
-nemo llm align --factory tiny_dpo -y log.name=ipo loss=ipo loss.beta=0.2 reference=frozen peft=lora sft_loss_weight=0.1
+nemo llm align --factory tiny_dpo -y log.name=lora loss=ipo loss.beta=0.2 reference=frozen peft=lora sft_loss_weight=0.1
 
 nemo llm align --factory tiny_dpo --dryrun shows every part: model, data, trainer, loss, preference_loss_weight,
 sft_loss_weight, reference, peft, log, optim, resume, limits. run.executor=local run.executor.ntasks_per_node=2 starts

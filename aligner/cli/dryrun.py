@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+from pathlib import Path
 from typing import Any
 
 import fiddle as fdl
 import nemo_run as run
 
 from aligner.api import align
-from aligner.checkpoint import huggingface
+from aligner.checkpoint import folders, huggingface
 from aligner.common.errors import AlignError
 from aligner.data import prepacked, sources
 from aligner.data.forms.form import Options
@@ -54,6 +55,16 @@ def _show_forms(split: str, source: Any, data: Any) -> None:
     for parts in sources.by_name(source, f"data.{split}").values():
         for part in parts:
             print(sources.preview(part.path, options))
+
+
+def _check_start(start: str) -> None:
+    """Refuse initial weights that are not there or cannot be imported; what lies on a hub is not asked for."""
+    if start.startswith("hf://"):
+        return
+    if huggingface.is_importable(start) and Path(start).expanduser().is_dir():
+        huggingface.check_source(start)
+    elif not huggingface.is_importable(start):
+        folders.resolve_checkpoint(Path(start).expanduser(), "resume.restore_config.path")
 
 
 def _show_long_warmup(arguments: RunArguments) -> None:
@@ -133,6 +144,8 @@ def _check_run(recipe: run.Partial, executor: run.Executor | None) -> None:
                 _show_forms(split, source, arguments.data)
         _show_long_warmup(arguments)
     restore = arguments.resume.restore_config if arguments.resume else None
+    if restore is not None and (executor is None or isinstance(executor, run.LocalExecutor)):
+        _check_start(str(restore.path))
     if restore is None or not huggingface.is_importable(str(restore.path)):
         # The sizes of an imported model come from its config.
         parallelism.check(arguments.strategy.parallelism, arguments.model.config, ranks=arguments.num_ranks)
