@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from megatron.core import num_microbatches_calculator, parallel_state
 
-from aligner.backend import kernels
+from aligner.backend import kernels, patches
 from aligner.common.errors import ConfigError
 
 _runs = itertools.count()
@@ -134,6 +134,7 @@ def destroy_distributed() -> None:
     """Destroy the process groups of Megatron and torch.distributed."""
     if torch.distributed.is_initialized():
         parallel_state.destroy_model_parallel()
+        patches.forget_process_groups()
         torch.distributed.destroy_process_group()
     num_microbatches_calculator.destroy_num_microbatches_calculator()
     gc.collect()

@@ -351,6 +351,21 @@ PATCHES = (
 _applied = False
 
 
+def forget_process_groups() -> None:
+    """Drop the groups that Megatron's destroy_model_parallel forgets; each keeps threads and a store alive."""
+    from megatron.core import parallel_state
+    from megatron.core.models.common.embeddings import rotary_pos_embedding
+
+    for name, value in list(vars(parallel_state).items()):
+        if type(value) is torch.distributed.ProcessGroup:
+            setattr(parallel_state, name, None)
+    # Its caches hold modules, and these their groups.
+    for kind in (kind for kind in vars(rotary_pos_embedding).values() if isinstance(kind, type)):
+        for method in vars(kind).values():
+            if hasattr(method, "cache_clear"):
+                method.cache_clear()
+
+
 def apply() -> None:
     """Apply the patches that this machine needs, once per process."""
     global _applied

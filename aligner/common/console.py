@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 import warnings
+from pathlib import Path
 from typing import Any
 
 from aligner.common.errors import UserError
@@ -76,6 +77,24 @@ def install_excepthook() -> None:
         sys.stderr.write("".join(lines))
 
     sys.excepthook = write_exception
+
+
+def close_log_files(folder: Path) -> None:
+    """Close the log files below a folder; else the log of a run would hold all later ones of the process."""
+    from nemo.utils import logging as nemo_logging
+
+    def belongs(handler: logging.Handler) -> bool:
+        return isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).is_relative_to(folder.resolve())
+
+    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    for logger in (logger for logger in loggers if isinstance(logger, logging.Logger)):
+        for handler in filter(belongs, list(logger.handlers)):
+            logger.removeHandler(handler)
+            handler.close()
+    # NeMo would add these to loggers again, and a closed file opens at the next line.
+    for name, handler in list(nemo_logging._handlers.items()):
+        if belongs(handler):
+            del nemo_logging._handlers[name]
 
 
 def is_first_rank() -> bool:

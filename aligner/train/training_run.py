@@ -15,7 +15,7 @@ from aligner.callbacks.preemption import Preempted
 from aligner.checkpoint import folders
 from aligner.checkpoint.disk_errors import translate_io_errors
 from aligner.common import process_pool
-from aligner.common.console import install_excepthook, log_rank0
+from aligner.common.console import close_log_files, install_excepthook, log_rank0
 from aligner.common.errors import CheckpointError, ConfigError
 from aligner.data.chat_template import date_of
 from aligner.model import parallelism
@@ -210,4 +210,9 @@ class TrainingRun:
         if arguments.deterministic:
             kernels.switch_off()
         arguments.trainer._teardown()
+        for callback in arguments.trainer.callbacks:  # type: ignore[attr-defined]
+            # Lightning's; NeMo's callback for the whole process would keep the model alive by them.
+            for name in ("log", "log_dict"):
+                vars(callback).pop(name, None)
         distributed.destroy_distributed()
+        close_log_files(arguments.folder)
