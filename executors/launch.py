@@ -16,7 +16,9 @@ from typing import Any
 import nemo_run as run
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
+from aligner.common import run_folder
 from aligner.common.console import log
+from aligner.common.errors import REQUEUE
 from aligner.executors import checks, failures, sacct_shim
 from aligner.executors.local import terminate_children_on_signal
 
@@ -107,8 +109,18 @@ def _run(name: str, stages: Mapping[str, run.Partial], executor: run.Executor, *
         return experiment._id
     statuses = failures.wait_until_final(experiment, executor)
     for stage, recipe in stages.items():
+        ended = run_folder.ending(folder_of(recipe)) if hasattr(recipe, "log") else None
         if failures.state(statuses[stage]) != "SUCCEEDED":
+            if ended == "preempted" and isinstance(executor, run.LocalExecutor):
+                # torchrun makes 1 of every exit code.
+                log(f"stage {stage} has saved and is not complete; run the same again to resume")
+                raise SystemExit(REQUEUE)
             raise failures.JobFailed(failures.report(stage, statuses, experiment, executor))
+        if ended not in ("success", None):
+            raise failures.JobFailed(
+                f"stage {stage}: its job ended with code 0, but its run has not come to its end ({ended}): a callback "
+                f"or a script ended it early; see {folder_of(recipe)}/provenance"
+            )
         with contextlib.suppress(OSError):  # a folder on another machine
             _success_file(recipe).write_text(json.dumps({"recipe": _recipe_hash(recipe)}))
     return experiment._id

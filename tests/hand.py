@@ -197,6 +197,14 @@ class Disturb(pl.Callback):
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
+class Leave(pl.Callback):
+    """Ends the process with code 0, as if all were done."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 2:
+            os._exit(0)
+
+
 class Intrude(pl.Callback):
     """Tries to take the folder of the run that is under way."""
 

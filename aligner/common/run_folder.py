@@ -42,6 +42,17 @@ def job_files(run: Path) -> list[Path]:
     return sorted((run / PROVENANCE).glob("job-*/job.json"), key=lambda path: int(path.parent.name[4:]))
 
 
+def ending(run: Path) -> str | None:
+    """Return how the newest job of a run ended by its own record: `success`, `preempted`, `failed` or `stopped`.
+
+    `stopped` is a job that recorded no end; None: there is no record here.
+    """
+    files = job_files(run)
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(files[-1].read_text()).get("ended", {}).get("status", "stopped") if files else None
+    return None
+
+
 def add_note(run: Path, step: int, text: str) -> None:
     """Append an observation for the run's report; only rank 0 calls it."""
     # A failed write must not stop the run: the other ranks would wait for this rank.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from pathlib import Path
 from typing import get_args
 
 from nemo.lightning import MegatronStrategy
@@ -93,6 +95,13 @@ def _check_folders(arguments: RunArguments) -> None:
             raise ConfigError(f"log.{name}: is set; a run lives in log.log_dir/log.name, so that it can be continued")
     if not arguments.logger.name:
         raise ConfigError("log.name: is empty; name the run")
+    if not arguments.runs.is_absolute() and _in_folder_of_nemo_run():
+        raise ConfigError(
+            f"log.log_dir: {str(arguments.runs)!r} is relative, and this job begins in NeMo-Run's own folder "
+            f"{Path.cwd()}, where the next one would not look; give an absolute one, as "
+            "recipe.log.log_dir=os.path.abspath('runs'), or use aligner.executors.slurm or docker, which begin where "
+            "they were called"
+        )
     # NeMo does not expand `~`.
     arguments.logger.log_dir = str(arguments.runs)
     for name in ("resume_from_path", "resume_from_directory", "resume_past_end"):
@@ -103,6 +112,12 @@ def _check_folders(arguments: RunArguments) -> None:
             )
     if arguments.resume and arguments.resume.restore_config and arguments.resume.init_stage:
         raise ConfigError("resume.restore_config, resume.init_stage: both say where to start; set one to None")
+
+
+def _in_folder_of_nemo_run() -> bool:
+    """Return whether a job is in the folder into which NeMo-Run's executors copy code, beside its configs."""
+    here = Path.cwd()
+    return here.name == "code" and (here.parent / "configs").is_dir() and not os.path.ismount(here)
 
 
 def check_parallelism(arguments: RunArguments) -> None:

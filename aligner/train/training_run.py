@@ -14,7 +14,7 @@ from aligner.callbacks import validation_loop
 from aligner.callbacks.preemption import Preempted
 from aligner.checkpoint import folders
 from aligner.checkpoint.disk_errors import translate_io_errors
-from aligner.common import process_pool
+from aligner.common import process_pool, run_folder
 from aligner.common.console import close_log_files, install_excepthook, log_rank0
 from aligner.common.errors import CheckpointError, ConfigError
 from aligner.data.chat_template import date_of
@@ -136,6 +136,8 @@ class TrainingRun:
         self._compare_settings()
         folder = self.arguments.folder
         if self.arguments.trainer.is_global_zero:
+            if run_folder.ending(folder) != "success":  # killed between its last checkpoint and its end
+                provenance.end(folder, "success", None)
             print(
                 f"{folder} has already made {done} of {self.max_steps} steps; raise trainer.max_steps to go on, or "
                 "choose another log.name to start anew"

@@ -11,7 +11,7 @@ import nemo_run as run
 import psutil
 import pytest
 from cluster import wait
-from hand import Slow
+from hand import Leave, Slow
 from launching import TIME_LIMIT
 from nemo.lightning import RestoreConfig
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
@@ -127,3 +127,17 @@ if __name__ == "__main__":
     newest = folders.latest_checkpoint(tmp_path / "runs/ended")
     assert newest is not None and folders.find_corruption(newest) is None
     assert not list((tmp_path / "runs/ended/checkpoints").glob("*.partial"))
+
+
+def test_an_exit_code_of_0_is_no_success_by_itself(
+    tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    recipe = tiny("left", held_out=0)
+    recipe.trainer.callbacks = [run.Config(Leave)]
+    here = executors.local()
+    with pytest.raises(
+        executors.JobFailed, match=r"ended with code 0, but its run has not come to its end \(stopped\)"
+    ):
+        executors.launch({"left": recipe}, here)
+    assert not (tmp_path / "runs/left/succeeded.json").exists()

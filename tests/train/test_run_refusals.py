@@ -141,3 +141,17 @@ def test_packs_need_plain_attention_without_transformer_engine(tiny: Tiny, execu
     recipe.data.batching, recipe.model.config.window_size = "packed", (8, 0)
     with pytest.raises(ConfigError, match=r"data.batching: packed .* the model asks for window_size"):
         execute(recipe)
+
+
+def test_a_relative_folder_in_nemo_runs_own_is_refused(
+    tiny: Tiny, execute: Execute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain Slurm and Docker executors begin in a copy of the code, of which each job has another."""
+    (tmp_path / "job/configs").mkdir(parents=True)
+    (tmp_path / "job/code").mkdir()
+    monkeypatch.chdir(tmp_path / "job/code")
+    recipe = tiny()
+    recipe.log.log_dir = "runs"
+    with pytest.raises(ConfigError, match=r"log.log_dir: 'runs' is relative, and this job begins in NeMo-Run's own"):
+        execute(recipe)
+    assert not list((tmp_path / "job/code").iterdir())
