@@ -160,6 +160,7 @@ def trainer(
         use_distributed_sampler=False,
         enable_model_summary=False,
         logger=False,
+        callbacks=[],  # NeMo's plugins append to it
     )
 
 

@@ -98,9 +98,12 @@ def _check_pipeline(recipe: run.Partial, executor: run.Executor | None) -> None:
     if pipeline.start is not None:
         _check_run(pipeline.start, executor)
     for i, iteration in enumerate(pipeline.iterations, start=1):
-        # An earlier stage writes the rows.
+        # An earlier stage writes the rows, and the policy that this one starts from.
         align_stage = copy.deepcopy(iteration.align)
         align_stage.data.train = _future_rows
+        start = getattr(align_stage.resume, "restore_config", None)
+        if start is not None and Path(pipeline.output) in Path(start.path).parents:
+            align_stage.resume.restore_config = None
         try:
             _check_run(align_stage, executor)
             if executor is None or isinstance(executor, run.LocalExecutor):

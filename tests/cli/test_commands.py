@@ -25,7 +25,7 @@ MISTAKES = [
     (["-f", "tiny_dpo(nmae='x')", "-y"], "--factory: tiny_dpo has no argument 'nmae'; did you mean 'name'? (there"),
     (["-f", "no_such.recipe", "-y"], "--factory: 'no_such.recipe' cannot be imported (No module named 'no_such')"),
     (["-f", "broken.recipe", "-y"], "--factory: 'broken.recipe' cannot be imported (No module named 'of_the_users')"),
-    (["-f", "mine.nothing", "-y"], "--factory: mine.nothing gives Config, and a run.Partial of align is expected"),
+    (["-f", "mine.nothing", "-y"], "--factory: mine.nothing gives a run.Config of dict, and a run.Partial of align is"),
     (["-f", "tiny_dpo", "-y", "trian=3"], "trian: there is no such argument; did you mean 'trainer'?"),
     (["-f", "tiny_dpo", "-y", "optim.config.qqq=3"], "optim.config.qqq: "),
     (["-f", "tiny_dpo", "-y", "trainer.max_steps=abc"], "trainer.max_steps: expected a whole number, found 'abc'"),
@@ -93,6 +93,9 @@ COMMANDS = {
     "size": ["size", "--factory", "llama3_8b_self_rewarding(num_nodes=2)", "gpu=h200", "align.data.seq_length=2048"],
     "iterations": ["self-reward", "--factory", "tiny_self_rewarding", *EVERY_ITERATION, "--to-yaml", "r.yaml"],
     "completion": ["completion", "output=nemo.bash"],
+    "own function": ["align", "--factory", "mine.careful", "--to-yaml", "own.yaml"],
+    "own argument": ["align", "--factory", "mine.careful(beta=0.7)", "--to-yaml", "own7.yaml"],
+    "own name": ["align", "--factory", "site_dpo", "--to-yaml", "site.yaml"],
     "chosen": ["align", "--factory", "tiny_dpo", *CHOSEN, "--to-yaml", "chosen.yaml"],
     **{message: [*(["align"] if a[0].startswith("-") else []), *a] for a, message in MISTAKES},
 }
@@ -110,7 +113,18 @@ class Typed(NamedTuple):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     (folder / "broken.py").write_text("import of_the_users\n")
-    (folder / "mine.py").write_text("import nemo_run as run\nnothing = lambda: run.Config(dict)\n")
+    (folder / "mine.py").write_text(
+        "import nemo_run as run\nfrom aligner import recipes\n\n"
+        "def careful(beta: float = 0.3) -> run.Partial:\n"
+        "    recipe = recipes.tiny_llama.dpo_recipe(name='careful')\n    recipe.loss.beta = beta\n    return recipe\n\n"
+        "nothing = lambda: run.Config(dict)\n"
+    )
+    (folder / "workspace.py").write_text(
+        "import nemo_run as run\nfrom aligner import recipes\nfrom aligner.api import align\n\n"
+        "@run.cli.factory(target=align, name='site_dpo')\n"
+        "def careful() -> run.Partial:\n"
+        "    recipe = recipes.tiny_llama.dpo_recipe(name='careful')\n    recipe.loss.beta = 0.3\n    return recipe\n"
+    )
     return folder
 
 
@@ -213,6 +227,13 @@ def test_an_error_in_our_own_module_is_loud(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "could not register its commands" in done.stderr
+
+
+def test_recipes_of_the_users_own_are_found(typed: dict[str, Typed], folder: Path) -> None:
+    for name, file, beta in (("own function", "own", 0.3), ("own argument", "own7", 0.7), ("own name", "site", 0.3)):
+        assert typed[name].code == 0, typed[name].errors
+        recipe = yaml.safe_load((folder / f"{file}.yaml").read_text())
+        assert (recipe["log"]["name"], recipe["loss"]["beta"]) == ("careful", beta)
 
 
 def test_settings_of_long_runs_are_understood(typed: dict[str, Typed], folder: Path) -> None:

@@ -9,6 +9,7 @@ import nemo_run as run
 import pytest
 import yaml
 from fiddle.experimental import serialization as fiddle_serialization
+from nemo.lightning.run import plugins
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
 from aligner import recipes
@@ -147,3 +148,21 @@ def test_the_page_of_models_is_up_to_date() -> None:
 def test_an_unknown_model_is_named_with_those_there_are() -> None:
     with pytest.raises(AttributeError, match=r"no recipes for a model 'llama9'; there are: gemma2_2b, .*tiny_llama"):
         getattr(recipes, "llama9")  # noqa: B009
+
+
+@pytest.mark.parametrize("executor", [run.LocalExecutor(), run.SlurmExecutor(account="a", partition="p")], ids=str)
+def test_plugins_of_nemo_apply_to_our_recipes(executor: run.Executor) -> None:
+    no_logger: Any = dict
+    applied = [
+        plugins.PreemptionPlugin(), plugins.PerfEnvPlugin(), plugins.MemoryProfilePlugin(dir="profile"),
+        plugins.WandbPlugin(name="x", logger_fn=no_logger), plugins.FaultTolerancePlugin(num_in_job_restarts=1),
+        plugins.ConfigValidationPlugin(validate_wandb=False, validate_checkpoint_dir=False),
+    ]  # fmt: skip
+    recipe = recipes.tiny_llama.dpo_recipe()
+    for plugin in applied:
+        plugin.setup(recipe, executor)
+    kinds = [callback.__fn_or_cls__.__name__ for callback in recipe.trainer.callbacks]
+    assert sorted(kinds) == ["FaultToleranceCallback", "MemoryProfileCallback", "PreemptionCallback"]
+    other = recipes.tiny_llama.dpo_recipe()
+    plugins.NsysPlugin(start_step=1, end_step=2).setup(other, executor)  # which excludes the fault tolerance
+    assert [callback.__fn_or_cls__.__name__ for callback in other.trainer.callbacks] == ["NsysCallback"]

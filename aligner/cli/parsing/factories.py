@@ -64,10 +64,11 @@ def make(command: Callable[..., Any], named: str, parse: Callable[..., Any]) -> 
         raise ConfigError(
             f"--factory: {name} has no argument {unknown[1]!r}{hint} (there are: {', '.join(arguments)})"
         ) from None
-    if not isinstance(recipe, run.Partial):
-        raise ConfigError(
-            f"--factory: {name} gives {type(recipe).__name__}, and a run.Partial of {command.__name__} is expected"
-        )
+    if not isinstance(recipe, run.Partial) or recipe.__fn_or_cls__ is not command:
+        given = type(recipe).__name__
+        if isinstance(recipe, run.Config | run.Partial):
+            given = f"a run.{given} of {getattr(recipe.__fn_or_cls__, '__name__', recipe.__fn_or_cls__)}"
+        raise ConfigError(f"--factory: {name} gives {given}, and a run.Partial of {command.__name__} is expected")
     return recipe
 
 
