@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from aligner.common import hub
 from aligner.common.errors import CheckpointError
 
 FOLDER = "huggingface"
@@ -40,6 +41,7 @@ def local_folder(name: str) -> Path:
 
     ignored = ["original/*", "*.gguf", "*.onnx", "*.msgpack", "*.h5", "*.pth"]
     try:
+        hub.name_or_folder(name)
         found = Path(snapshot_download(name, ignore_patterns=[*ignored, "*.bin"]))
         if not any(found.glob("*.safetensors")):
             found = Path(snapshot_download(name, ignore_patterns=ignored))

@@ -10,6 +10,7 @@ from typing import Any
 from nemo.lightning.ckpt_utils import CONTEXT_PATH
 
 from aligner.checkpoint import folders
+from aligner.common import hub
 from aligner.common.errors import ConfigError
 from aligner.common.files import atomic_write
 
@@ -54,7 +55,7 @@ def named_tokenizer(name: str) -> Any:
 
     try:
         # NeMo's class, as in a run: it sets special tokens again, which changes how some of them are tokenized.
-        return AutoTokenizer(str(path) if path.exists() else name.removeprefix("hf://")).tokenizer
+        return AutoTokenizer(str(path) if path.exists() else hub.name_or_folder(name.removeprefix("hf://"))).tokenizer
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"tokenizer: {name} is neither a folder with a Hugging Face tokenizer, nor its name on the hub, nor a NeMo "

@@ -103,13 +103,16 @@ def page(reports: list[LintReport]) -> str:
 def _plot(name: str, counts: list[int], edges: list[float]) -> Any:
     """Draw a histogram as SVG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(5.2, 2.6), layout="constrained")
     axes: Any = figure.subplots()
     axes.stairs(counts, edges, fill=True, color=BLUE)
     if name.startswith("tokens of a row"):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel(name)

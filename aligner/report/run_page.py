@@ -15,7 +15,6 @@ from aligner.report.run_data import RunData, diagnose
 COLORS = ("#2f6f9f", "#c8553d", "#588157", "#8d6a9f", "#b58900", "#4a4e69")
 POINTS = 400
 """Most points of a curve; longer curves are averaged."""
-CHARTS_PER_ROW = 3
 CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("loss", (("loss", "-"),)),
     ("accuracy", (("acc", "-"),)),
@@ -28,7 +27,15 @@ CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("tokens a second", (("tokens_per_second", "-"),)),
 )
 """Title, and metrics with their line styles."""
-SUMMARY = ("loss", "acc", "rewards_margin_mean", "rewards_chosen_mean", "rewards_rejected_mean", "logps_chosen_mean")
+SUMMARY = {
+    "loss": "loss",
+    "acc": "accuracy",
+    "rewards_margin_mean": "reward margin, nats",
+    "rewards_chosen_mean": "reward of chosen, nats",
+    "rewards_rejected_mean": "reward of rejected, nats",
+    "logps_chosen_mean": "log p of chosen, nats",
+}
+"""Metrics of the first table, in words."""
 
 PAGE, TEMPLATE = "report.html", Path(__file__).with_name("run_page.html")
 MIN_STEPS = 10
@@ -92,11 +99,11 @@ def _colors(runs: Sequence[RunData]) -> list[str]:
     return [COLORS[i % len(COLORS)] for i in range(len(runs))]
 
 
-def _first_and_last(run: RunData) -> list[tuple[str, str, str]]:
-    """Return first and last values of the `SUMMARY` metrics, on held-out rows if there are any."""
+def _first_and_last(run: RunData) -> list[tuple[str, str, str, str]]:
+    """Return first and last values of the `SUMMARY` metrics, with words; on held-out rows if there are any."""
     split = "val" if run.curve("val/loss")[1] else "train"
-    curves = [(f"{split}/{name}", run.curve(f"{split}/{name}")[1]) for name in SUMMARY]
-    return [(name, f"{values[0]:.4g}", f"{values[-1]:.4g}") for name, values in curves if values]
+    curves = [(f"{split}/{name}", words, run.curve(f"{split}/{name}")[1]) for name, words in SUMMARY.items()]
+    return [(name, f"{values[0]:.4g}", f"{values[-1]:.4g}", words) for name, words, values in curves if values]
 
 
 def _settings(runs: Sequence[RunData]) -> list[tuple[str, list[str], bool]]:
@@ -112,27 +119,44 @@ def _settings(runs: Sequence[RunData]) -> list[tuple[str, list[str], bool]]:
 # ---- curves -------------------------------------------------------------------------------------------------------
 
 
-def _charts(runs: Sequence[RunData]) -> Any:
-    """Draw all measured curves as SVG: training thin, held-out rows thick with dots."""
+def _charts(runs: Sequence[RunData]) -> list[Any]:
+    """Draw each measured curve as SVG: training thin, held-out rows thick with dots.
+
+    Losses of different kinds have other units, so each kind has a chart of its own.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
-    charts = [chart for chart in CHARTS if any(_is_measured(run, metric) for run in runs for metric, _ in chart[1])]
-    num_rows = -(-len(charts) // CHARTS_PER_ROW)
-    # Text stays text in the SVG: the page is searchable and small.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "nemo-align", "font.size": 9}):
-        figure = Figure(figsize=(4.1 * CHARTS_PER_ROW, 2.7 * num_rows))
-        bottom, top = 0.18 / num_rows, 1 - 0.12 / num_rows
-        figure.subplots_adjust(left=0.05, right=0.99, bottom=bottom, top=top, hspace=0.42, wspace=0.2)
-        for i, (title, metrics) in enumerate(charts, start=1):
-            axes: Any = figure.add_subplot(num_rows, CHARTS_PER_ROW, i)
-            axes.set_title(title, loc="left")
-            axes.spines[["top", "right"]].set_visible(False)
-            for run, color in zip(runs, _colors(runs), strict=True):
-                _draw(axes, run, metrics, color)
-            if "learning rate" in title:
-                axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        return html_pages.svg(figure)
+    drawn = []
+    for title, metrics in CHARTS:
+        groups = [list(runs)]
+        if metrics[0][0] == "loss":
+            kinds = list(dict.fromkeys(_kind_of_loss(run) for run in runs))
+            groups = [[run for run in runs if _kind_of_loss(run) == kind] for kind in kinds]
+        for group in groups:
+            if not any(_is_measured(run, metric) for run in group for metric, _ in metrics):
+                continue
+            name = f"{title} ({_kind_of_loss(group[0])})" if len(groups) > 1 else title
+            # Text stays text in the SVG: the page is searchable and small.
+            with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"nemo-align {name}", "font.size": 9}):
+                figure = Figure(figsize=(4.3, 2.7), layout="constrained")
+                axes: Any = figure.subplots()
+                axes.set_title(name, loc="left")
+                axes.spines[["top", "right"]].set_visible(False)
+                for run, color in zip(runs, _colors(runs), strict=True):
+                    if run in group:
+                        _draw(axes, run, metrics, color)
+                if "learning rate" in title:
+                    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+                drawn.append(html_pages.svg(figure))
+    return drawn
+
+
+def _kind_of_loss(run: RunData) -> str:
+    settings = run.settings()
+    if settings.get("preference_loss_weight") in ("0", "0.0"):
+        return "sft"
+    return settings.get("loss._target_", settings.get("loss", "")).rpartition(".")[2]
 
 
 def _is_measured(run: RunData, metric: str) -> bool:

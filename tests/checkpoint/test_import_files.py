@@ -17,8 +17,10 @@ from nemo.lightning import RestoreConfig
 
 from aligner.checkpoint import import_files
 from aligner.checkpoint.huggingface import check_source, import_once
+from aligner.checkpoint.tokenizers import named_tokenizer
 from aligner.cli import dryrun
-from aligner.common.errors import CheckpointError
+from aligner.common import hub
+from aligner.common.errors import CheckpointError, ConfigError
 from aligner.demo import toy
 
 LLAMA: dict[str, Any] = {"model_type": "llama", "vocab_size": 85, "hidden_size": 8, "num_hidden_layers": 1}
@@ -125,3 +127,30 @@ def test_tokens_without_a_row_are_told(folder: Path) -> None:
     assert import_files.tokens_without_row(folder, 85) is None
     told = import_files.tokens_without_row(folder, 80)
     assert told and told.startswith("5 tokens of the tokenizer have no row in the embedding of 80 rows, first ")
+
+
+def test_without_a_way_to_the_hub_a_name_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own client tries six times, for a minute and a half; what was downloaded earlier is found."""
+    monkeypatch.setattr(hub, "is_reachable", lambda: False)
+    began = time.monotonic()
+    with pytest.raises(
+        ConfigError, match=r"tokenizer: some/name is neither .* \(the hub cannot be reached from here, and"
+    ):
+        named_tokenizer("some/name")
+    with pytest.raises(CheckpointError, match=r"source: some/name is neither .* \(the hub cannot be reached from here"):
+        check_source("some/name")
+    assert time.monotonic() - began < 10
+    kept = tmp_path / "hub/models--some--name"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs/main").write_text("abc")
+    shutil.copytree(toy.TOKENIZER, kept / "snapshots/abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+    assert hub.name_or_folder("some/name").endswith("snapshots/abc")
+
+
+def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert hub.is_reachable.__wrapped__() is False
