@@ -18,7 +18,7 @@ def lint_preferences(
     validation: Optional[Union[list[Any], str]] = None,
     seq_length: int = 2048,
     micro_batch_size: int = 8,
-    global_batch_size: int = 256,
+    global_batch_size: Optional[int] = None,
     apply_chat_template: bool = False,
     chat_template_kwargs: Optional[dict[str, Any]] = None,
     ranked_pairs: RankedPairs = "best_worst",
@@ -40,7 +40,7 @@ def lint_preferences(
         validation: as train; None: no validation rows.
         seq_length: the run's data.seq_length.
         micro_batch_size: pairs per micro-batch, to estimate the gain of packing.
-        global_batch_size: pairs per optimizer step, to compute the number of steps.
+        global_batch_size: the run's data.global_batch_size; None: 256, as in most recipes.
         apply_chat_template: the run's data.apply_chat_template.
         chat_template_kwargs: the run's data.chat_template_kwargs.
         ranked_pairs: the run's data.ranked_pairs.
@@ -58,10 +58,11 @@ def lint_preferences(
     options = Options(
         seq_length,
         micro_batch_size,
-        global_batch_size,
+        256 if global_batch_size is None else global_batch_size,
         apply_chat_template,
         TemplateSettings(chat_template_kwargs),
         rows,
+        assumed_batch=global_batch_size is None,
     )
     reports = lint(train, named_tokenizer(tokenizer), options=options, validation=validation)
     print("\n\n".join(map(text, reports)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from aligner.cli.context import RecipeContext
 from aligner.cli.parsing.yaml_recipe import load_yaml
 from aligner.estimate.memory import GPUS
+from aligner.estimate.recipe_plan import training_recipe
 from aligner.estimate.report_text import format_estimate
 
 HELP = f"""Estimate GPU memory, step time and GPU-hours of a recipe by arithmetic; nothing is run.
@@ -20,8 +22,8 @@ gpu= [h100]  one of {", ".join(GPUS)}
 
 mfu= [0.4]  model FLOPs utilization: share of a GPU's peak, pipeline bubbles excluded
 
-tokens=  average tokens of a sequence (prompt and response); default: from data.train at four characters per token, or
-data.seq_length if data.train is not a file
+tokens=  average tokens of a sequence (prompt and response); default: from data.train=FILE at four characters per token,
+or data.seq_length if no file is named
 
 everything else is as in nemo llm align, or in nemo llm self-reward, of which the first iteration is estimated
 """
@@ -49,4 +51,8 @@ class SizeContext(RecipeContext):
             is_pipeline = load_yaml(Path(self.yaml)).__fn_or_cls__ is self_reward
         context, command = (PipelineContext, self_reward) if is_pipeline else (RecipeContext, align)
         recipe = context(name=self.name, factory=self.factory, yaml=self.yaml).parse_fn(command, rest)
+        named = (self.factory or "").partition("(")[2] + " ".join(rest)
+        if not self.yaml and not re.search(r"\btrain=", named):
+            # A file of the recipe's default name may be about something else.
+            training_recipe(recipe).data.train = None
         print(format_estimate(recipe, **own))

@@ -152,10 +152,16 @@ def _time_text(
     steps = _num_steps(recipe, data)
     if steps:
         hours = steps * seconds / 3600
-        lines.append(f"  {steps:,} steps  {hours:.3g} h, {hours * plan.ranks:,.3g} GPU-hours")
+        lines.append(f"  {steps:,} steps  {_duration(hours)}, {hours * plan.ranks:,.3g} GPU-hours")
     else:
         lines.append("  number of steps unknown: data.train does not exist yet, and trainer.max_steps is not set")
     return "\n".join(lines)
+
+
+def _duration(hours: float) -> str:
+    """Format a time in the unit in which one would say it."""
+    seconds = 3600 * hours
+    return f"{seconds:.2g} s" if seconds < 60 else f"{seconds / 60:.2g} min" if hours < 1 else f"{hours:.3g} h"
 
 
 def _limit(value: int | None) -> int | None:

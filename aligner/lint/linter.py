@@ -36,6 +36,8 @@ class Options:
     apply_chat_template: bool = False
     template: TemplateSettings = field(default_factory=TemplateSettings)
     forms: forms.Options = field(default_factory=forms.Options)
+    assumed_batch: bool = False
+    """Whether nobody gave `global_batch_size`; it is then the recipes', and too few rows for it are no error yet."""
 
 
 def lint(train: Any, hf: Any, *, options: Options, validation: Any = None) -> list[LintReport]:
@@ -103,7 +105,10 @@ class Linter:
                 if len(others) and bool(len(self.singles)) != bool((others.second_tokens < 0).any()):
                     self._add("mixed-splits", self.table)
             elif len(self.table) < self.options.global_batch_size:
-                self._add("too-few-rows", self.table, f"global_batch_size={self.options.global_batch_size}")
+                name = "few-rows" if self.options.assumed_batch else "too-few-rows"
+                detail = f"global_batch_size={self.options.global_batch_size}"
+                where = [str(path) for path in self.paths[:SHOWN]]
+                self.report.findings.append(Finding(name, len(self.table), 1.0, where, detail))
             self._batch_statistics()
         order = {"error": 0, "warning": 1}
         self.report.findings.sort(key=lambda f: (order[f.severity], -f.count))

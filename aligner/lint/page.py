@@ -108,12 +108,12 @@ def _plot(name: str, counts: list[int], edges: list[float]) -> Any:
     figure = Figure(figsize=(5.2, 2.6), layout="constrained")
     axes: Any = figure.subplots()
     axes.stairs(counts, edges, fill=True, color=BLUE)
-    if name.startswith("tokens of a row"):
+    if name.startswith("tokens of a row") and edges[0] > 0 and edges[-1] > 20 * edges[0]:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
+    elif not name.startswith("tokens of a row"):
         axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel(name)
     axes.set_ylabel("rows")

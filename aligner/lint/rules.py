@@ -103,6 +103,11 @@ RULES: dict[str, Rule] = {
         "fewer rows than one global batch",
         "lower global_batch_size, or add data",
     ),
+    "few-rows": Rule(
+        "warning",
+        "fewer rows than the global batch of most recipes",
+        "set data.global_batch_size in the run (in lint-preferences, global_batch_size), or add data",
+    ),
     "mixed-splits": Rule(
         "error",
         "single responses in one split, pairs in the other",

@@ -126,7 +126,12 @@ def test_an_answer_that_looks_like_a_speaker_is_none(tmp_path: Path, hf: Any) ->
 def test_files_that_a_run_would_refuse(tmp_path: Path, hf: Any) -> None:
     assert found(looked(write(tmp_path / "empty.jsonl", [" ", ""]), hf)) == {"no-rows": [1]}
     assert found(looked(write(tmp_path / "bad.jsonl", ["{", "["]), hf)) == {"unreadable": [1, 2]}
-    assert found(looked(write(tmp_path / "few.jsonl", clean(5)), hf)) == {"too-few-rows": [1, 2, 3, 4, 5]}
+    few = write(tmp_path / "few.jsonl", clean(5))
+    (finding,) = looked(few, hf).findings
+    assert (finding.name, finding.count, finding.where) == ("too-few-rows", 5, [str(few)])
+    # Of a global batch that nobody gave, it is no error yet.
+    report = looked(few, hf, assumed_batch=True)
+    assert report.errors == 0 and [one.name for one in report.findings] == ["few-rows"]
     pairs = write(tmp_path / "pairs.jsonl", clean(20))
     singles = write(tmp_path / "singles.jsonl", [{"prompt": f"s{i}", "response": "r"} for i in range(20)])
     options = Options(200, global_batch_size=8)
