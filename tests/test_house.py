@@ -173,6 +173,7 @@ def test_the_wheel_lists_every_package_and_data_file() -> None:
     settings = tomli.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages = {
         "aligner",
+        "aligner.checkpoint.imports",
         "aligner.cli.parsing",
         "aligner.data.forms",
         *(f"aligner.{name}" for name in PACKAGES if name != "api"),

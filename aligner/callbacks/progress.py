@@ -14,13 +14,14 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from aligner.callbacks.metrics_callback import MetricsCallback
+from aligner.common.console import messages
 
 SHOWN = {"loss": "train/loss", "acc": "train/acc", "margin": "train/rewards_margin_mean"}
 VALIDATED = {"val_loss": "val/loss", "val_acc": "val/acc", "val_margin": "val/rewards_margin_mean"}
 
 
 class Progress(ProgressBar):
-    """Progress bar on a terminal; `LINES` lines per run if the output goes to a file."""
+    """Progress bar on a terminal; `LINES` lines per run if the output goes to a file, fewer in a notebook."""
 
     LINES = 20
     """Lines of a whole run without a terminal."""
@@ -38,7 +39,7 @@ class Progress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        terminal = sys.stderr.isatty()
+        terminal, notebook = sys.stderr.isatty(), messages() is not sys.stderr
         self.bar = tqdm(
             total=trainer.max_steps,
             initial=trainer.global_step,
@@ -46,7 +47,7 @@ class Progress(ProgressBar):
             unit="step",
             disable=not (self._enabled and trainer.is_global_zero),
             dynamic_ncols=terminal,
-            miniters=None if terminal else max(1, trainer.max_steps // self.LINES),
+            miniters=None if terminal else max(1, trainer.max_steps // (5 if notebook else self.LINES)),
             mininterval=0.1 if terminal else 0,
             maxinterval=10 if terminal else float("inf"),
             file=sys.stderr if terminal else _Lines(),
@@ -59,7 +60,7 @@ class Progress(ProgressBar):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._enabled and trainer.is_global_zero:
             values = "  ".join(f"{name} {value}" for name, value in self._values(VALIDATED).items())
-            tqdm.write(f"Validation after step {trainer.global_step}: {values}", file=sys.stderr)
+            tqdm.write(f"Validation after step {trainer.global_step}: {values}", file=messages())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.bar.close()
@@ -74,7 +75,7 @@ class _Lines:
     def write(self, text: str) -> None:
         text = text.strip("\r\n ")
         if text:
-            sys.stderr.write(text + "\n")
+            messages().write(text + "\n")
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        messages().flush()

@@ -12,7 +12,7 @@ from nemo.lightning.io import load_context
 from nemo.lightning.io.connector import ModelConnector
 
 from aligner.checkpoint import source_files
-from aligner.checkpoint.import_comparison import Comparison, compare
+from aligner.checkpoint.imports.comparison import Comparison, compare
 from aligner.common.errors import CheckpointError
 
 # Hugging Face's model_type -> NeMo's classes in nemo.collections.llm.

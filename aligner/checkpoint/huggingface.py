@@ -11,7 +11,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from aligner.checkpoint import import_checks, import_files, nemo1_archive, source_files
+from aligner.checkpoint import nemo1_archive, source_files
+from aligner.checkpoint.imports import config_checks, file_checks
 from aligner.common.errors import CheckpointError
 from aligner.common.files import atomic_write
 from aligner.common.process_pool import hidden_main_module
@@ -69,11 +70,11 @@ def import_hf(source: str, output: str, compare: bool = True) -> Path:
         tokenizer = Path(own) / "nemo_tokenizer"
         importer = connectors.importer(kind, readable, tokenizer_folder=tokenizer, compares=compare)
         importer(partial)
-        import_checks.rows(name, stored=vocabulary_rows(partial) or 0, vocabulary=config.get("vocab_size", 0))
+        config_checks.rows(name, stored=vocabulary_rows(partial) or 0, vocabulary=config.get("vocab_size", 0))
         kept = partial / source_files.FOLDER
         source_files.copy(folder, kept)
         origin: dict[str, Any] = {"source": str(folder.resolve()) if folder == Path(name).expanduser() else name}
-        outside = import_files.tokens_without_row(folder, vocabulary_rows(partial) or 0)
+        outside = file_checks.tokens_without_row(folder, vocabulary_rows(partial) or 0)
         if outside:
             print(f"{name}: {outside}")
         if importer.comparison is not None:
@@ -92,12 +93,12 @@ def check_source(name: str) -> tuple[Path, dict[str, Any]]:
     folder = source_files.local_folder(name)
     config = source_files.read_json(folder / source_files.CONFIG)
     kind = config.get("model_type")
-    if kind not in import_checks.ASSUMED:
+    if kind not in config_checks.ASSUMED:
         raise CheckpointError(
-            f"source: {name} is of the architecture {kind!r}; can be imported: {', '.join(import_checks.ASSUMED)}"
+            f"source: {name} is of the architecture {kind!r}; can be imported: {', '.join(config_checks.ASSUMED)}"
         )
-    import_files.check(name, folder, config)
-    import_checks.check(name, config)
+    file_checks.check(name, folder, config)
+    config_checks.check(name, config)
     return folder, config
 
 
@@ -107,7 +108,7 @@ def _readable_folder(name: str, folder: Path, config: dict[str, Any], target: Pa
     for path in folder.resolve().iterdir():
         if path.name != source_files.CONFIG:
             (target / path.name).symlink_to(path)
-    readable = import_checks.as_transformers_4(name, config)
+    readable = config_checks.as_transformers_4(name, config)
     (target / source_files.CONFIG).write_text(json.dumps(readable))
     if not (target / source_files.GENERATION).exists():
         from transformers import AutoConfig, GenerationConfig

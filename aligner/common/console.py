@@ -15,7 +15,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from aligner.common.errors import UserError
 
@@ -102,6 +102,11 @@ def is_first_rank() -> bool:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
+def messages() -> TextIO:
+    """Return the stream of messages and progress: standard error; in a notebook, which shows that in red, output."""
+    return sys.stdout if "ipykernel" in sys.modules else sys.stderr
+
+
 def log_rank0(message: str) -> None:
     """Log one line of this package on the console of rank 0 and in the run's log file."""
     from nemo.utils import logging as nemo_logging
@@ -113,4 +118,4 @@ def log_rank0(message: str) -> None:
 
 def log(message: str) -> None:
     """Print one line of this package without importing NeMo, for launchers."""
-    print(f"[align] {message}", file=sys.stderr, flush=True)
+    print(f"[align] {message}", file=messages(), flush=True)

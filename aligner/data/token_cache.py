@@ -29,6 +29,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from aligner.common import process_pool
+from aligner.common.console import messages
 from aligner.common.files import atomic_write
 from aligner.common.hashing import content_hash, short_hash, tokenizer_hash
 from aligner.data.chat_template import TemplateSettings
@@ -267,7 +268,9 @@ def map_chunks(path: Path, make: Callable[[], Callable[[Chunk], Any]], title: st
     """Yield `make()` of each chunk of a file, in order, with a progress bar; a large file uses all cores."""
     size = path.stat().st_size
     workers = min(process_pool.cores(), size // (4 * CHUNK))
-    with tqdm(total=size, desc=title, unit="B", unit_scale=True, disable=size < CHUNK, leave=False) as bar:
+    with tqdm(
+        total=size, desc=title, unit="B", unit_scale=True, disable=size < CHUNK, leave=False, file=messages()
+    ) as bar:
         for chunk, result in process_pool.ordered_map(
             make, chunks(path, together=reader.form.together), workers=workers
         ):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from aligner.common.console import is_first_rank, log_rank0
+from aligner.common.console import is_first_rank, log_rank0, messages
 from aligner.common.errors import RowError
 from aligner.common.files import atomic_write
 from aligner.generate.engine import NO_ROOM, Engine, GenerationRequest, GenerationResult
@@ -136,5 +136,10 @@ def _progress(journal: Journal, count: int, done: int, share: tuple[int, int]) -
     """Return a progress bar of this process's part; the first part shows one for all."""
     part, parts = share
     return tqdm(
-        desc=journal.path.name, total=-(-count // parts), initial=done // parts, unit="answer", disable=part > 0
+        desc=journal.path.name,
+        total=-(-count // parts),
+        initial=done // parts,
+        unit="answer",
+        disable=part > 0,
+        file=messages(),
     )

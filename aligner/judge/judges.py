@@ -11,6 +11,7 @@ from typing import Any, Optional, Union, get_args
 from tqdm import tqdm
 
 from aligner.common import hashing
+from aligner.common.console import messages
 from aligner.common.errors import ConfigError, RowError
 from aligner.data.prompts import Prompt, PromptIndex
 from aligner.data.rows import TextOrMessages
@@ -275,7 +276,7 @@ class Verifier(Judge):
         order = {f"{row['key']}/0": i for i, row in enumerate(candidates)}
         done = {row["key"] for row in journal.rows()}
         with journal.open_part(0) as file:
-            for row in tqdm(candidates, journal.path.name, unit="answer"):
+            for row in tqdm(candidates, journal.path.name, unit="answer", file=messages()):
                 if f"{row['key']}/0" not in done:
                     score = self._score_response(asked.prompt(row["key"]), row["response"])
                     append(file, {"key": f"{row['key']}/0", "score": score, "judgment": "", "finish_reason": "stop"})

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aligner.backend.device import communication_device
+from aligner.common.console import messages
 from aligner.data.batch import Batch, Split
 from aligner.data.module import AlignDataModule
 from aligner.model import policy
@@ -68,7 +69,9 @@ def _score_split(trainer: Any, data: AlignDataModule, split: Split) -> Tensor:
     rows = data.datasets[split]
     # The last column counts the ranks that scored a row: all tensor-parallel ranks do.
     total = torch.zeros(len(rows), len(rows[0].responses) + 1, dtype=torch.float64)
-    for batches in tqdm(loader, f"Reference of {split}", unit="batch", disable=not trainer.is_global_zero):
+    for batches in tqdm(
+        loader, f"Reference of {split}", unit="batch", disable=not trainer.is_global_zero, file=messages()
+    ):
         for callback in trainer.callbacks:
             getattr(callback, "on_scoring_batch_end", _nothing)(trainer)
         for batch, logp_PK in score_batches(trainer, batches):

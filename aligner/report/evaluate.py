@@ -10,6 +10,7 @@ from typing import Any, Optional, Union
 import torch
 from tqdm import tqdm
 
+from aligner.common.console import messages
 from aligner.common.errors import ConfigError, RowError
 from aligner.common.files import atomic_write
 from aligner.data import sources
@@ -180,7 +181,7 @@ def _forward(restored: Any, found: list[Example], micro_batch_size: int) -> Iter
     # Rows of like length share a batch.
     order = sorted(range(len(found)), key=lambda i: found[i].length)
     scores: dict[int, tuple[float, ...]] = {}
-    for begin in tqdm(range(0, len(order), micro_batch_size), "Scoring", unit="batch"):
+    for begin in tqdm(range(0, len(order), micro_batch_size), "Scoring", unit="batch", file=messages()):
         batch = collate([Item(i, found[i]) for i in order[begin : begin + micro_batch_size]], pad_id=pad)
         if torch.cuda.is_available():
             batch = batch.cuda()

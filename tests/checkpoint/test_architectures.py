@@ -14,7 +14,8 @@ from nemo.lightning import RestoreConfig
 from reading import read_rows
 
 from aligner import recipes
-from aligner.checkpoint import huggingface, import_checks
+from aligner.checkpoint import huggingface
+from aligner.checkpoint.imports import config_checks
 from aligner.common.errors import CheckpointError
 from aligner.common.run_folder import read_metrics
 from aligner.data.examples import examples
@@ -156,15 +157,15 @@ def test_a_run_that_came_from_an_import_is_gone_on_with_by_its_recipe(made: Path
 )
 def test_what_an_importer_would_get_wrong_is_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        import_checks.check("model", config)
+        config_checks.check("model", config)
 
 
 def test_what_importers_know_is_let_through() -> None:
-    import_checks.check(
+    config_checks.check(
         "model", {"model_type": "llama", "rope_scaling": ROPE | {"original_max_position_embeddings": 8192}}
     )
-    import_checks.check("model", {"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False})
-    import_checks.check("model", {"model_type": "mistral", "sliding_window": 4096})
-    import_checks.rows("model", stored=85, vocabulary=85)
+    config_checks.check("model", {"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False})
+    config_checks.check("model", {"model_type": "mistral", "sliding_window": 4096})
+    config_checks.rows("model", stored=85, vocabulary=85)
     with pytest.raises(CheckpointError, match="has 85 tokens, which NeMo's importer padded to 128"):
-        import_checks.rows("model", stored=128, vocabulary=85)
+        config_checks.rows("model", stored=128, vocabulary=85)

@@ -12,8 +12,9 @@ import transformers
 from launching import PYTHON, TIME_LIMIT
 from tokenizing import CHATML, byte_level
 
-from aligner.checkpoint import connectors, import_checks, source_files
+from aligner.checkpoint import connectors, source_files
 from aligner.checkpoint.huggingface import export_hf, import_hf
+from aligner.checkpoint.imports import config_checks
 from aligner.common.errors import CheckpointError
 
 EXPERTS = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 16, "norm_topk_prob": True}
@@ -127,11 +128,11 @@ def test_keys_of_transformers_5_are_read(tmp_path: Path) -> None:
     assert contents(export_hf(str(nemo), str(tmp_path / "back"))) == contents(source)
     yarn = config | {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 500000.0}}
     with pytest.raises(CheckpointError, match=r"has rope_scaling \{'rope_type': 'yarn'"):
-        import_checks.check("x", yarn)
+        config_checks.check("x", yarn)
     with pytest.raises(CheckpointError, match=r"has rope_theta 10000\.0, and 500000.0 in rope_parameters"):
-        import_checks.check("x", config | {"rope_theta": 10000.0})
+        config_checks.check("x", config | {"rope_theta": 10000.0})
     with pytest.raises(CheckpointError, match="one for each kind of layer"):
-        import_checks.check("x", config | {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}})
+        config_checks.check("x", config | {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}})
 
 
 @pytest.mark.parametrize(
@@ -151,9 +152,9 @@ def test_keys_of_transformers_5_are_read(tmp_path: Path) -> None:
 )
 def test_a_key_that_no_list_has_is_refused(more: dict[str, Any], message: str) -> None:
     config = {"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "rope_interleaved": False, "use_mrope": None}
-    import_checks.check("x", config)
+    config_checks.check("x", config)
     with pytest.raises(CheckpointError, match=message):
-        import_checks.check("x", config | more)
+        config_checks.check("x", config | more)
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Mistral", "Mixtral", "Nemotron", "Qwen2", "Qwen3", "Gemma2"])
@@ -162,7 +163,7 @@ def test_the_keys_that_transformers_writes_are_known(kind: str) -> None:
     told = config.to_dict() | {"head_dim": {"Qwen3": 128, "Gemma2": 256}.get(kind)}
     if kind == "Nemotron":
         told["hidden_act"] = "relu2"
-    import_checks.check("x", told)
+    config_checks.check("x", told)
 
 
 def test_an_import_that_went_wrong_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,5 +220,5 @@ def test_only_files_that_belong_beside_weights_are_kept(tmp_path: Path) -> None:
 
 
 def test_keys_of_published_configurations_are_known() -> None:
-    import_checks.check("x", {"model_type": "gemma2", "head_dim": 256, "cache_implementation": "hybrid"})
-    import_checks.check("x", {"model_type": "llama", "attention_bias": None, "max_sequence_length": 2048})
+    config_checks.check("x", {"model_type": "gemma2", "head_dim": 256, "cache_implementation": "hybrid"})
+    config_checks.check("x", {"model_type": "llama", "attention_bias": None, "max_sequence_length": 2048})

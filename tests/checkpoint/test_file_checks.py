@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from nemo.lightning import RestoreConfig
 
-from aligner.checkpoint import import_files
 from aligner.checkpoint.huggingface import check_source, import_once
+from aligner.checkpoint.imports import file_checks
 from aligner.checkpoint.tokenizers import named_tokenizer
 from aligner.cli import dryrun
 from aligner.common import hub
@@ -124,8 +124,8 @@ def test_the_check_needs_no_nemo(folder: Path) -> None:
 
 
 def test_tokens_without_a_row_are_told(folder: Path) -> None:
-    assert import_files.tokens_without_row(folder, 85) is None
-    told = import_files.tokens_without_row(folder, 80)
+    assert file_checks.tokens_without_row(folder, 85) is None
+    told = file_checks.tokens_without_row(folder, 80)
     assert told and told.startswith("5 tokens of the tokenizer have no row in the embedding of 80 rows, first ")
 
 
