@@ -60,6 +60,8 @@ class TrainingRun:
         config_checks.check_world_size(arguments)
         config_checks.check_parallelism(arguments)
         config_checks.check_hardware(arguments)
+        if arguments.logger.wandb is not None and arguments.trainer.is_global_zero:
+            wandb_run.check(arguments.logger.wandb)
         with distributed.preserved_environment(), translate_io_errors(arguments.folder):
             self._prepare_data_and_start()
             parallelism.check(arguments.strategy.parallelism, arguments.model.config, ranks=arguments.num_ranks)

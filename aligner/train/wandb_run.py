@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 import secrets
+import socket
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligner.common.console import log_rank0
-from aligner.common.errors import REQUEUE
+from aligner.common.errors import REQUEUE, ConfigError
 from aligner.common.files import atomic_write
 from aligner.common.run_folder import PROVENANCE, WANDB_ID
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
+
+
+TIMEOUT = 10.0
+"""Seconds for a connection; W&B's own client takes two minutes."""
+
+
+def check(logger: WandbLogger) -> None:
+    """Check that W&B can be logged to, before anything is trained.
+
+    Raises:
+        ConfigError: there is no key, or no way to the server.
+    """
+    import wandb
+
+    settings = wandb.setup().settings
+    mode = str(logger._wandb_init.get("mode") or settings.mode)
+    if logger._offline or mode not in ("online", "run", "shared"):
+        return
+    offline = "log.wandb.offline=True writes to the run's folder, and `wandb sync` uploads it later"
+    if not wandb.api.api_key:
+        raise ConfigError(f"log.wandb: there is no API key; run `wandb login`, or set WANDB_API_KEY; {offline}")
+    address = urllib.parse.urlsplit(settings.base_url)
+    if urllib.request.getproxies().get(address.scheme):
+        return
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=TIMEOUT).close()
+    except OSError as error:
+        raise ConfigError(f"log.wandb: {settings.base_url} cannot be reached ({error}); {offline}") from None
 
 
 def place(logger: WandbLogger, folder: Path, *, write: bool) -> None:

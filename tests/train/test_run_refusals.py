@@ -6,6 +6,7 @@ from typing import Any
 
 import nemo_run as run
 import pytest
+from lightning.pytorch.loggers import WandbLogger
 
 from aligner.common.errors import CheckpointError, ConfigError, RowError, SanityCheckError
 
@@ -155,3 +156,28 @@ def test_a_relative_folder_in_nemo_runs_own_is_refused(
     with pytest.raises(ConfigError, match=r"log.log_dir: 'runs' is relative, and this job begins in NeMo-Run's own"):
         execute(recipe)
     assert not list((tmp_path / "job/code").iterdir())
+
+
+def test_wandb_is_asked_before_anything_is_trained(
+    tiny: Tiny, execute: Execute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client takes two minutes to find out that there is no network."""
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr("wandb.api._api", None, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    recipe = tiny()
+    recipe.log.wandb = run.Config(WandbLogger, project="mine")
+    with pytest.raises(ConfigError, match=r"log.wandb: there is no API key; run `wandb login`, or set WANDB_API_KEY"):
+        execute(recipe)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setattr("socket.create_connection", no_network)
+    with pytest.raises(
+        ConfigError, match=r"log.wandb: https://.* cannot be reached \(no route\); log.wandb.offline=True"
+    ):
+        execute(recipe)
+    assert not (tmp_path / "runs").exists()
+
+
+def no_network(*_: Any, **__: Any) -> Any:
+    raise OSError("no route")
