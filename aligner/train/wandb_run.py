@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import secrets
 import socket
 import urllib.parse
@@ -35,7 +37,7 @@ def check(logger: WandbLogger) -> None:
     if logger._offline or mode not in ("online", "run", "shared"):
         return
     offline = "log.wandb.offline=True writes to the run's folder, and `wandb sync` uploads it later"
-    if not wandb.api.api_key:
+    if not _has_key(settings):
         raise ConfigError(f"log.wandb: there is no API key; run `wandb login`, or set WANDB_API_KEY; {offline}")
     address = urllib.parse.urlsplit(settings.base_url)
     if urllib.request.getproxies().get(address.scheme):
@@ -45,6 +47,17 @@ def check(logger: WandbLogger) -> None:
         socket.create_connection((address.hostname or "", port), timeout=TIMEOUT).close()
     except OSError as error:
         raise ConfigError(f"log.wandb: {settings.base_url} cannot be reached ({error}); {offline}") from None
+
+
+def _has_key(settings: Any) -> bool:
+    """Return whether W&B finds a key, without asking for one."""
+    import wandb
+
+    if os.environ.get("WANDB_API_KEY") or getattr(settings, "api_key", None):
+        return True
+    if "prompt" in inspect.signature(wandb.login).parameters:  # of newer versions
+        return wandb.login(prompt=False, verify=False)
+    return bool(wandb.api.api_key)
 
 
 def place(logger: WandbLogger, folder: Path, *, write: bool) -> None:

@@ -163,7 +163,6 @@ def test_wandb_is_asked_before_anything_is_trained(
 ) -> None:
     """Its client takes two minutes to find out that there is no network."""
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setattr("wandb.api._api", None, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     recipe = tiny()
