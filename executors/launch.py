@@ -98,6 +98,7 @@ def check(stages: Mapping[str, run.Partial], executor: run.Executor, *, name: st
 
 
 def _run(name: str, stages: Mapping[str, run.Partial], executor: run.Executor, *, detach: bool) -> str:
+    recorded = {stage: len(run_folder.job_files(folder_of(recipe))) for stage, recipe in stages.items()}
     with _experiment(name, stages, executor) as experiment, failures.translate_submission_errors():
         try:
             experiment.run(detach=detach)
@@ -109,7 +110,9 @@ def _run(name: str, stages: Mapping[str, run.Partial], executor: run.Executor, *
         return experiment._id
     statuses = failures.wait_until_final(experiment, executor)
     for stage, recipe in stages.items():
-        ended = run_folder.ending(folder_of(recipe)) if hasattr(recipe, "log") else None
+        # A job that is refused before it begins writes no record; the newest is then that of an earlier one.
+        wrote = len(run_folder.job_files(folder_of(recipe))) > recorded[stage]
+        ended = run_folder.ending(folder_of(recipe)) if wrote else None
         if failures.state(statuses[stage]) != "SUCCEEDED":
             if ended == "preempted" and isinstance(executor, run.LocalExecutor):
                 # torchrun makes 1 of every exit code.

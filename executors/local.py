@@ -63,7 +63,7 @@ def terminate_children_on_signal() -> Iterator[None]:
                     process.kill()
             raise SystemExit(128 + number)
 
-        for again in SIGNALS:
+        for again in handled:
             signal.signal(again, kill)
         with contextlib.suppress(OSError):  # a terminal that has closed
             log("terminating the jobs, which save first; once more ends them at once")
@@ -75,7 +75,9 @@ def terminate_children_on_signal() -> Iterator[None]:
                 process.kill()
         raise SystemExit(128 + number)
 
-    old_handlers = {number: signal.signal(number, end) for number in SIGNALS}
+    # nohup and shells have processes in the background ignore these two.
+    handled = [number for number in SIGNALS if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN]
+    old_handlers = {number: signal.signal(number, end) for number in handled}
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import nemo_run as run
 import typer
+from nemo_run.cli.api import EXECUTOR_CLASSES
 
 from aligner.cli import dryrun, ranks
 from aligner.cli.parsing import factories
@@ -59,7 +60,7 @@ class RecipeContext(CommandContext):
         Raises:
             ConfigError: there is none of that name, or an argument is missing or invalid.
         """
-        known = factories.names(run.Executor)
+        known = sorted({name for kind in EXECUTOR_CLASSES for name in factories.names(kind)})
         if name.partition("(")[0] not in known and "." not in name.partition("(")[0]:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
@@ -73,6 +74,11 @@ class RecipeContext(CommandContext):
         if self.repl or exports:
             super()._execute_task(fn, task_args)
             return
+        if self.plugins:
+            raise ConfigError(
+                "run.plugins: plugins are not applied by this command; apply them in Python, "
+                "as plugin.setup(recipe, executor), or by run.Experiment"
+            )
         task = self.parse_fn(fn, task_args)
         name = str(task.log.name if hasattr(task, "log") else Path(task.output).name)
         # What is refused is said before the recipe is shown, and before a job waits in a queue.

@@ -12,7 +12,7 @@ import fiddle as fdl
 import nemo_run as run
 
 from aligner.api import align
-from aligner.checkpoint import folders, huggingface
+from aligner.checkpoint import folders, huggingface, nemo1_archive
 from aligner.common.errors import AlignError
 from aligner.data import prepacked, sources
 from aligner.data.forms.form import Options
@@ -59,7 +59,7 @@ def _show_forms(split: str, source: Any, data: Any) -> None:
 
 def _check_start(start: str) -> None:
     """Refuse initial weights that are not there or cannot be imported; what lies on a hub is not asked for."""
-    if start.startswith("hf://"):
+    if start.startswith("hf://") or nemo1_archive.is_archive(start):
         return
     if huggingface.is_importable(start) and Path(start).expanduser().is_dir():
         huggingface.check_source(start)

@@ -20,7 +20,8 @@ def is_reachable() -> bool:
     if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return False
     address = urllib.parse.urlsplit(constants.ENDPOINT)
-    if urllib.request.getproxies().get(address.scheme):
+    proxies = urllib.request.getproxies()
+    if proxies.get(address.scheme) or proxies.get("all"):
         return True
     port = address.port or (443 if address.scheme == "https" else 80)
     try:

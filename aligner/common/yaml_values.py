@@ -60,20 +60,25 @@ def _converted(value: Any, where: str, as_text: list[str]) -> Any:
                 setattr(copied, name, inner(argument, f"{where}.{name}".lstrip(".")))
         return copied
     if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            as_text.append(where)
         return {str(key): inner(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [inner(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, type) or inspect.isfunction(value) or inspect.isbuiltin(value):
-        importable = "<" not in value.__qualname__
-    else:
-        found = _as_config(value)
-        if found is not _NONE:
-            return inner(found, where) if isinstance(found, fdl.Buildable) else found
-        importable = False
-    if importable:
+    if _is_importable(value):
         return value
+    found = _as_config(value)
+    if found is not _NONE:
+        return inner(found, where) if isinstance(found, fdl.Buildable) else found
     as_text.append(where)
     return str(value)
+
+
+def _is_importable(value: Any) -> bool:
+    """Return whether a function or class is found again by its module and name."""
+    return (isinstance(value, type) or inspect.isfunction(value) or inspect.isbuiltin(value)) and (
+        "<" not in value.__qualname__
+    )
 
 
 _NONE = object()
@@ -96,7 +101,7 @@ def _as_config(value: Any) -> Any:
         return next(kind(value) for kind in (bool, int, float, str) if isinstance(value, kind))
     if isinstance(getattr(value, "__io__", None), fdl.Buildable):
         return value.__io__
-    if isinstance(value, functools.partial) and not value.args and "<" not in value.func.__qualname__:
+    if isinstance(value, functools.partial) and not value.args and _is_importable(value.func):
         return run.Partial(value.func, **value.keywords)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return run.Config(type(value), **{f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init})

@@ -20,7 +20,7 @@ from aligner.generate.journal import Journal, JsonObject, append, read
 from aligner.generate.requests import generate_to_file
 from aligner.generate.sampling import Sampling, as_stops, seed_of
 from aligner.judge import templates
-from aligner.judge.scores import parse_score
+from aligner.judge.scores import after_thought, parse_score
 
 PLACEHOLDERS = {"prompt", "response"}
 
@@ -72,6 +72,8 @@ def judge_responses(prompts: Union[str, list[str]], candidates: str, output: str
 
 AS_JSON = '\n\nWrite all of your reply as one JSON object: {"reasoning": "...", "score": ...}'
 """Added to the judge's prompt where its judgment is held to a schema."""
+LAST_LINE = "\nScore: "
+"""Text before a score that the engine chooses."""
 
 
 @dataclass
@@ -133,7 +135,9 @@ class ModelJudge(Judge):
         def row(request: GenerationRequest, result: GenerationResult) -> JsonObject:
             return {
                 "key": request.key,
-                "score": parse(result.text, result.finish_reason == "stop"),
+                "score": _chosen(result.text)
+                if result.by_choice
+                else parse(result.text, result.finish_reason == "stop"),
                 **({"by_choice": result.by_choice} if form == "choice" else {}),
                 "judgment": result.text,
                 "num_tokens": result.num_tokens,
@@ -208,7 +212,7 @@ class ModelJudge(Judge):
         if self.pattern is not None:
             raise ConfigError("judge.response_format: choice, whose line judge.pattern does not read; set one of them")
         options = tuple(map(str, range(low, high + 1)))
-        return Choice(before="\nScore: ", options=options, lacking=lambda text: parse(text, True) is None)
+        return Choice(before=LAST_LINE, options=options, lacking=lambda text: parse(text, True) is None)
 
     def _schema(self) -> dict[str, Any]:
         """Return the schema of a judgment."""
@@ -242,6 +246,12 @@ class ModelJudge(Judge):
             return value if value is not None and self.min_score <= value <= self.max_score else None
 
         return parse
+
+
+def _chosen(text: str) -> float | None:
+    """Return the score of a last line that the engine wrote; None after a thought that has no end."""
+    said = after_thought(text)
+    return None if said is None else float(text.rpartition(LAST_LINE)[2])
 
 
 @dataclass

@@ -140,7 +140,7 @@ def parse_score(text: str, *, min_score: float = 0, max_score: float = 5, finish
         finished: whether the judgment came to its end; otherwise a number at the end of the text may be half of one.
     """
     scale = _Scale(min_score, max_score)
-    said = _after_thought(text)
+    said = after_thought(text)
     if said is None:
         return None
     found, value = _from_object(said, scale)
@@ -170,7 +170,7 @@ def parse_score(text: str, *, min_score: float = 0, max_score: float = 5, finish
     return bare.pop() if len(bare) == 1 else None
 
 
-def _after_thought(text: str) -> str | None:
+def after_thought(text: str) -> str | None:
     """Return what follows a judgment's thought; None if the thought does not end."""
     begun = [match[1].lower() for match in THOUGHT.finditer(text)]
     if not begun:

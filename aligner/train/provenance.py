@@ -50,7 +50,7 @@ def write(arguments: RunArguments, start: StartingPoint, settings: dict[str, Any
         text, as_text = _yaml(recipe)
         if as_text:
             log_rank0(
-                f"{RECIPE} cannot be run again, because {', '.join(as_text)} cannot be written as YAML; give "
+                f"{RECIPE} cannot be run again, because {', '.join(sorted(as_text))} cannot be written as YAML; give "
                 "run.Config or run.Partial of what it is made of"
             )
         (folder / RECIPE).write_text(text)

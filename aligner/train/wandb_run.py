@@ -40,7 +40,8 @@ def check(logger: WandbLogger) -> None:
     if not _has_key(settings):
         raise ConfigError(f"log.wandb: there is no API key; run `wandb login`, or set WANDB_API_KEY; {offline}")
     address = urllib.parse.urlsplit(settings.base_url)
-    if urllib.request.getproxies().get(address.scheme):
+    proxies = urllib.request.getproxies()
+    if proxies.get(address.scheme) or proxies.get("all"):
         return
     port = address.port or (443 if address.scheme == "https" else 80)
     try:

@@ -154,3 +154,10 @@ def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     assert hub.is_reachable.__wrapped__() is False
+
+
+def test_whole_weights_beside_a_table_of_shards_that_are_elsewhere_are_read(folder: Path) -> None:
+    """As a download without *.bin leaves them."""
+    names = {"a": "pytorch_model-00001-of-00002.bin"}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
+    assert check_source(str(folder))[0] == folder

@@ -80,6 +80,7 @@ SETTINGS = [
     "model.config.attention_backend=unfused", "trainer.deterministic=True", "limits.max_time_per_run=03:45:00",
     "resume.allow_changes=loss.beta,data.seed", "log.ckpt.monitor=val/loss", "log.ckpt.every_n_minutes=30",
 ]  # fmt: skip
+LISTS = ["peft.target_modules=[linear_qkv,linear_proj]", "data.train=[0.7,a.jsonl,0.3,b.jsonl]"]
 EVERY_ITERATION = ["generate.num_generations=3", "align.loss.beta=0.2", "align.loss=ipo"]
 CHOSEN = ["loss.beta=0.2", "loss=ipo", "reference=synced", "reference.sync_steps=5", "peft=lora", "peft.dim=8"]
 COMMANDS = {
@@ -93,6 +94,7 @@ COMMANDS = {
     "size": ["size", "--factory", "llama3_8b_self_rewarding(num_nodes=2)", "gpu=h200", "align.data.seq_length=2048"],
     "iterations": ["self-reward", "--factory", "tiny_self_rewarding", *EVERY_ITERATION, "--to-yaml", "r.yaml"],
     "completion": ["completion", "output=nemo.bash"],
+    "lists": ["align", "--factory", "tiny_dpo(peft_scheme='lora')", *LISTS, "--to-yaml", "lists.yaml"],
     "own function": ["align", "--factory", "mine.careful", "--to-yaml", "own.yaml"],
     "own argument": ["align", "--factory", "mine.careful(beta=0.7)", "--to-yaml", "own7.yaml"],
     "own name": ["align", "--factory", "site_dpo", "--to-yaml", "site.yaml"],
@@ -227,6 +229,13 @@ def test_an_error_in_our_own_module_is_loud(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "could not register its commands" in done.stderr
+
+
+def test_lists_need_no_quotes_which_a_shell_removes(typed: dict[str, Typed], folder: Path) -> None:
+    assert typed["lists"].code == 0, typed["lists"].errors
+    recipe = yaml.safe_load((folder / "lists.yaml").read_text())
+    assert recipe["peft"]["target_modules"] == ["linear_qkv", "linear_proj"]
+    assert recipe["data"]["train"] == [0.7, "a.jsonl", 0.3, "b.jsonl"]
 
 
 def test_recipes_of_the_users_own_are_found(typed: dict[str, Typed], folder: Path) -> None:

@@ -20,6 +20,7 @@ from aligner import executors
 from aligner.checkpoint import folders
 from aligner.common.errors import ConfigError
 from aligner.common.run_folder import read_metrics
+from aligner.executors.local import terminate_children_on_signal
 
 
 @pytest.fixture(autouse=True)
@@ -141,3 +142,24 @@ def test_an_exit_code_of_0_is_no_success_by_itself(
     ):
         executors.launch({"left": recipe}, here)
     assert not (tmp_path / "runs/left/succeeded.json").exists()
+
+
+def test_a_terminal_that_closes_is_ignored_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminate_children_on_signal():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert callable(signal.getsignal(signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_earlier_record_does_not_hide_a_refusal(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    """A job that is refused before it begins writes none."""
+    job = tmp_path / "runs/refused/provenance/job-1/job.json"
+    job.parent.mkdir(parents=True)
+    job.write_text('{"ended": {"status": "preempted"}}')
+    recipe = tiny("refused", held_out=0)
+    recipe.loss.beta = -1.0
+    with pytest.raises(executors.JobFailed, match=r"loss\.beta: must be above 0"):
+        executors.launch({"refused": recipe}, executors.local())

@@ -378,7 +378,7 @@ def test_a_judgment_without_a_score_gets_a_last_line(files: tuple[str, str], tmp
 
         def generate(self, questions: Any, sampling: Any) -> Any:
             for i, q in enumerate(questions):
-                said = ("Fine.", "Score: 2", "<think>I begin")[i % 3]
+                said = ("Overall score: 8/10", "Score: 2", "<think>I begin")[i % 3]
                 if q.choice and q.choice.lacking(said):
                     assert q.choice.options == ("0", "1", "2", "3", "4", "5")
                     said += q.choice.before + "4"

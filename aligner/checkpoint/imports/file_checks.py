@@ -69,6 +69,10 @@ def tokens_without_row(folder: Path, rows: int) -> str | None:
 
 def _weights(name: str, folder: Path) -> Iterator[Path]:
     """Yield the files of the weights that are safetensors."""
+    whole = folder / "model.safetensors"
+    if whole.is_file():  # transformers prefers it to a table of shards
+        yield whole
+        return
     for index in INDEXES:
         if (folder / index).is_file():
             files = set(json.loads((folder / index).read_text()).get("weight_map", {}).values())

@@ -96,23 +96,24 @@ def _set_directly(recipe: run.Partial, path: str, value: str) -> bool:
         # YAML has no enumerations.
         setattr(config, last, run.Config(yaml_values.member, kind=f"{kind.__module__}.{kind.__qualname__}", name=value))
         return True
-    if kind is not None and (found := _literal(kind, value)) is not None:
-        setattr(config, last, found)
-        return True
-    if not isinstance(kind, str):
+    postponed = isinstance(kind, str)
+    if postponed:
+        target = config.__fn_or_cls__
+        try:
+            hints = typing.get_type_hints(
+                target if dataclasses.is_dataclass(target) else getattr(target, "__init__", target)
+            )
+        except NameError:
+            return False
+        kind = hints.get(last)
+    found = None if kind is None else _literal(kind, value)
+    if found is None and not postponed:
         return False
-    target = config.__fn_or_cls__
-    try:
-        hints = typing.get_type_hints(
-            target if dataclasses.is_dataclass(target) else getattr(target, "__init__", target)
-        )
-    except NameError:
-        return False
-    setattr(config, last, parse_value(value, hints.get(last)))
+    setattr(config, last, parse_value(value, kind) if found is None else found)
     return True
 
 
-def _literal(kind: Any, value: str) -> list[str] | dict[Any, Any] | None:
+def _literal(kind: Any, value: str) -> list[Any] | dict[Any, Any] | None:
     """Return a dictionary, or a list of strings, that NeMo-Run would misread.
 
     It takes a dictionary for text where text is allowed, too, and needs the quotes of a list of strings, which a shell
@@ -125,16 +126,24 @@ def _literal(kind: Any, value: str) -> list[str] | dict[Any, Any] | None:
         except (ValueError, SyntaxError):
             return None
         return found if isinstance(found, dict) else None
-    lists = [option for option in options if typing.get_origin(option) in (list, Sequence)]
-    if not any(typing.get_args(option) == (str,) for option in lists):
+    kinds = [typing.get_args(option) for option in options if typing.get_origin(option) in (list, Sequence)]
+    if (str,) not in kinds and (Any,) not in kinds:
         return None
     listed = re.fullmatch(r"\[([^\[\]'\"]*)\]", value.strip())
-    if listed is None and str in options:
+    if listed is None and (str in options or (str,) not in kinds):
         return None
     inner = listed[1] if listed else value
     if any(mark in inner for mark in "[]'\"()") or inner.strip() == "None":
         return None
-    return [word.strip() for word in inner.split(",") if word.strip()]
+    words = [word.strip() for word in inner.split(",") if word.strip()]
+    return words if (str,) in kinds else [_number_or_word(word) for word in words]
+
+
+def _number_or_word(word: str) -> Any:
+    try:
+        return float(word)
+    except ValueError:
+        return word
 
 
 def _explain(recipe: run.Partial, path: str, arg: str, error: Exception) -> str:
