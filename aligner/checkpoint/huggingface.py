@@ -81,6 +81,7 @@ def import_hf(source: str, output: str, compare: bool = True) -> Path:
             origin["comparison"] = importer.comparison.as_dict()
             print(importer.comparison)
         (kept / source_files.ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
+    print(f"written: {target}")
     return target
 
 
@@ -163,6 +164,7 @@ def export_hf(checkpoint: str, output: str) -> Path:
             exporter(partial)
             export_files.complete(partial, source, exporter.trained_with)
         export_files.open_to_readers(partial)
+    print(f"written: {target}")
     return target
 
 

@@ -51,6 +51,7 @@ def merge_lora(checkpoint: str, output: str) -> Path:
         trainer.save_checkpoint(partial, weights_only=True)
         TrainerContext.from_trainer(trainer).io_dump(partial / CONTEXT_PATH, yaml_attrs=["model"])
         SourceFiles(base).write(partial)
+    print(f"written: {target}")
     return target
 
 

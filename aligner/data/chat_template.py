@@ -229,6 +229,12 @@ class ChatTemplate:
         return prompt_text[len(before) :] if found and prompt_text.startswith(before) else ""
 
     def _check_template(self, source: str, messages: list[Message], template: dict[str, Any]) -> None:
+        if not self.hf.chat_template and self.applied:
+            raise RowError(
+                f"{source}: the tokenizer has no chat template to apply; set data.apply_chat_template=False (in a "
+                "command, apply_chat_template=False) if the texts are as the model is to see them, or give a "
+                "tokenizer with one"
+            )
         if not self.hf.chat_template:
             raise RowError(
                 f"{source}: holds messages, but the tokenizer has no chat template; give strings with the "

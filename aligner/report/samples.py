@@ -38,7 +38,9 @@ def write_samples(folder: Path, prompts: str, *, max_tokens: int | None = None) 
         context = run.recipe.get("model", {}).get("config", {}).get("seq_length") or 2 * MAX_TOKENS
         max_tokens = min(MAX_TOKENS, int(context) // 2)
     newest = folders.latest_checkpoint(folder)
-    start = next((job["initialized_from"] for job in run.jobs if job["initialized_from"]), None)
+    # A relative path is one of the folder in which the job was started.
+    starts = (Path(job["folder"]) / job["initialized_from"] for job in run.jobs if job["initialized_from"])
+    start = next(map(str, starts), None)
     if newest is None or start is None or not Path(start).exists():
         missing = "has no checkpoint" if newest is None else f"started from {start or 'random weights'}"
         raise CheckpointError(f"{folder}: {missing}; expected a run with the checkpoint that it made and its start")

@@ -30,12 +30,20 @@ def check(logger: WandbLogger) -> None:
     Raises:
         ConfigError: there is no key, or no way to the server.
     """
-    import wandb
-
-    settings = wandb.setup().settings
-    mode = str(logger._wandb_init.get("mode") or settings.mode)
+    # `wandb.setup` fixes the mode of the process, so it is not called for a run that writes to a folder.
+    mode = str(logger._wandb_init.get("mode") or os.environ.get("WANDB_MODE") or "online")
     if logger._offline or mode not in ("online", "run", "shared"):
         return
+    import wandb
+
+    try:
+        _check_server(wandb.setup().settings)
+    finally:
+        wandb.teardown()  # a later run of this process may write to a folder
+
+
+def _check_server(settings: Any) -> None:
+    """Check key and network."""
     offline = "log.wandb.offline=True writes to the run's folder, and `wandb sync` uploads it later"
     if not _has_key(settings):
         raise ConfigError(f"log.wandb: there is no API key; run `wandb login`, or set WANDB_API_KEY; {offline}")

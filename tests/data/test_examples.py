@@ -124,8 +124,11 @@ def test_a_template_that_rewrites_the_prompt_is_refused() -> None:
 
 
 def test_messages_without_a_template_are_refused() -> None:
-    with pytest.raises(RowError, match="no chat template"):
+    with pytest.raises(RowError, match=r"no chat template to apply; set data\.apply_chat_template=False"):
         pair_of(byte_level(), row(), apply_chat_template=True)
+    said = [{"role": "user", "content": "a"}]
+    with pytest.raises(RowError, match="holds messages, but the tokenizer has no chat template"):
+        pair_of(byte_level(), row(said))
 
 
 LONG = row("p" * 10, "c" * 20, "r" * 5)

@@ -99,7 +99,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
 
 
 def test_a_run_is_drawn_at_its_end_and_stays_one_run_of_wandb(
-    tiny: Callable[..., Any], execute: Callable[[Any], Path], tmp_path: Path
+    tiny: Callable[..., Any], execute: Callable[[Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two jobs of a run: one page, one id; answers of its start and of its end, on the page and in W&B."""
     from lightning.pytorch.loggers import WandbLogger
@@ -109,12 +109,13 @@ def test_a_run_is_drawn_at_its_end_and_stays_one_run_of_wandb(
 
     def job(steps: int) -> Any:
         recipe = tiny("run")
-        recipe.resume.restore_config = run.Config(RestoreConfig, path=str(start))
+        recipe.resume.restore_config = run.Config(RestoreConfig, path=str(start.relative_to(tmp_path)))
         recipe.log.wandb = run.Config(WandbLogger, project="tests", offline=True)
         recipe.trainer.max_steps = steps
         recipe.optim.lr_scheduler.max_steps = 12
         return recipe
 
+    monkeypatch.chdir(tmp_path)
     folder = execute(job(4))
     assert not (folder / "report.html").exists(), "four steps make no curve"
     execute(job(12))
@@ -128,6 +129,7 @@ def test_a_run_is_drawn_at_its_end_and_stays_one_run_of_wandb(
     assert list(folder.glob("wandb/offline-run-*/files/media/html/report_*.html"))
 
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+1="}\n{"prompt": "20+2="}\n')
+    monkeypatch.chdir(Path(__file__).parent)  # the start is relative to where the job was started
     write_samples(folder, str(tmp_path / "prompts.jsonl"), max_tokens=3)
     samples = run_data.read(folder).samples
     assert [row["prompt"] for row in samples] == ["1+1=", "20+2="] and {"before", "after"} <= samples[0].keys()
