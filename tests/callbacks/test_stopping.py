@@ -102,7 +102,7 @@ def test_an_interrupted_cell_saves_and_raises(
     with pytest.raises(KeyboardInterrupt):
         execute(recipe)
     assert signal.getsignal(signal.SIGINT) is before
-    assert "it received SIGINT: saving after step 3" in capfd.readouterr().err
+    assert "it received SIGINT: saving after step 3" in "".join(capfd.readouterr())
     recipe.trainer.callbacks = []
     assert steps(execute(recipe)) == list(range(8))
     # While the reference is scored there is nothing to save, and no step to wait for.
@@ -110,7 +110,7 @@ def test_an_interrupted_cell_saves_and_raises(
     other.trainer.callbacks = [run.Config(Disturb, at=-1, signals=(INT,))]
     with pytest.raises(KeyboardInterrupt):
         execute(other)
-    assert "it received SIGINT: nothing new to save after step 0" in capfd.readouterr().err
+    assert "it received SIGINT: nothing new to save after step 0" in "".join(capfd.readouterr())
 
 
 def test_nemos_own_callback_does_not_take_the_signal(
@@ -123,7 +123,7 @@ def test_nemos_own_callback_does_not_take_the_signal(
     recipe.trainer.callbacks = [callback, run.Config(Disturb, at=2, signals=(int(signal.SIGUSR2),))]
     with pytest.raises(preemption.Preempted, match="75"):
         execute(recipe)
-    told = capfd.readouterr().err
+    told = "".join(capfd.readouterr())
     assert "NeMo's PreemptionCallback is left out" in told and "it received SIGUSR2: saving after step 3" in told
     recipe.trainer.callbacks = [callback]
     assert steps(execute(recipe)) == list(range(8))

@@ -92,7 +92,7 @@ def test_what_cannot_be_written_is_told(
     recipe.trainer.callbacks = [LambdaCallback(on_exception=lambda *_: None)]
     recipe.trainer.plugins = nl.MegatronMixedPrecision(precision="32")
     folder = execute(recipe)
-    told = capfd.readouterr().err
+    told = "".join(capfd.readouterr())
     assert (
         "config.yaml cannot be run again, because trainer.callbacks[0], trainer.plugins cannot be written as YAML"
         in told
