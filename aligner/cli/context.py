@@ -111,7 +111,7 @@ class RecipeContext(CommandContext):
         if not self._should_continue(self.skip_confirmation):
             raise typer.Abort
         if executor is None:
-            run.run(task, name=self.name, plugins=self.plugins, direct=True)
+            run.run(task, name=self.name, direct=True)
             return
         experiment = executors.launch({self.name: task}, executor, name=name, detach=self.detach)
         if self.detach:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
-import urllib.parse
-import urllib.request
 
-TIMEOUT = 5.0
-"""Seconds; the hub's own client tries for a minute and a half."""
+from aligner.common import network
 
 
 @functools.cache
@@ -19,13 +15,8 @@ def is_reachable() -> bool:
 
     if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return False
-    address = urllib.parse.urlsplit(constants.ENDPOINT)
-    proxies = urllib.request.getproxies()
-    if proxies.get(address.scheme) or proxies.get("all"):
-        return True
-    port = address.port or (443 if address.scheme == "https" else 80)
     try:
-        socket.create_connection((address.hostname or "", port), timeout=TIMEOUT).close()
+        network.check_reachable(constants.ENDPOINT)
     except OSError:
         return False
     return True

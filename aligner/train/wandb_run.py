@@ -5,12 +5,10 @@ from __future__ import annotations
 import inspect
 import os
 import secrets
-import socket
-import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aligner.common import network
 from aligner.common.console import log_rank0
 from aligner.common.errors import REQUEUE, ConfigError
 from aligner.common.files import atomic_write
@@ -18,10 +16,6 @@ from aligner.common.run_folder import PROVENANCE, WANDB_ID
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
-
-
-TIMEOUT = 10.0
-"""Seconds for a connection; W&B's own client takes two minutes."""
 
 
 def check(logger: WandbLogger) -> None:
@@ -47,13 +41,8 @@ def _check_server(settings: Any) -> None:
     offline = "log.wandb.offline=True writes to the run's folder, and `wandb sync` uploads it later"
     if not _has_key(settings):
         raise ConfigError(f"log.wandb: there is no API key; run `wandb login`, or set WANDB_API_KEY; {offline}")
-    address = urllib.parse.urlsplit(settings.base_url)
-    proxies = urllib.request.getproxies()
-    if proxies.get(address.scheme) or proxies.get("all"):
-        return
-    port = address.port or (443 if address.scheme == "https" else 80)
     try:
-        socket.create_connection((address.hostname or "", port), timeout=TIMEOUT).close()
+        network.check_reachable(settings.base_url)
     except OSError as error:
         raise ConfigError(f"log.wandb: {settings.base_url} cannot be reached ({error}); {offline}") from None
 
