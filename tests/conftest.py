@@ -5,12 +5,13 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import warm
+from serving import serving
 
 # Tests run two at a time on as many cores. Threads of a second process would wait for each other in a busy loop, which
 # doubles the time; read by torch when it is first imported, here and in every process that a test starts.
@@ -145,3 +146,10 @@ def execute() -> Callable[[Any], Path]:
         return fdl.build(recipe)()
 
     return run
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Any], str]]:
+    """A function that starts a server of OpenAI's protocol with replies of the test's; see serving.py."""
+    with serving() as start:
+        yield start

@@ -9,12 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from aligner.checkpoint import nemo1_archive, source_files
 from aligner.checkpoint.imports import config_checks, file_checks
+from aligner.common.console import log
 from aligner.common.errors import CheckpointError
 from aligner.common.files import atomic_write
+from aligner.common.locking import Lock
 from aligner.common.process_pool import hidden_main_module
 
 VERSION = 2
@@ -178,7 +178,9 @@ def import_once(source: str, cache: Path, *, compare: bool = True) -> Path:
     target = cache / cache_name(source)
     if not target.exists() and not nemo1_archive.is_archive(source):
         check_source(source.removeprefix("hf://"))  # before a process that takes a minute
-    with FileLock(f"{target}.lock"):
+    lock = Lock(cache / f"{target.name}.lock")
+    lock.acquire(waiting=lambda owner: log(f"{source}: another process is importing it{owner}; waiting for it to end"))
+    try:
         if not target.exists():
             done = subprocess.run(
                 [sys.executable, "-m", "aligner.checkpoint.huggingface", source, str(target), str(int(compare))],
@@ -191,6 +193,8 @@ def import_once(source: str, cache: Path, *, compare: bool = True) -> Path:
                 raise CheckpointError(f"resume.restore_config.path: {done.stdout.splitlines()[-1]}")
             if done.returncode:
                 raise CheckpointError(f"resume.restore_config.path: importing {source} failed:\n{done.stdout[-3000:]}")
+    finally:
+        lock.release()
     return target
 
 

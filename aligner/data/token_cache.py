@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
@@ -32,6 +31,7 @@ from aligner.common import process_pool
 from aligner.common.console import messages
 from aligner.common.files import atomic_write
 from aligner.common.hashing import content_hash, short_hash, tokenizer_hash
+from aligner.common.locking import Lock
 from aligner.data.chat_template import TemplateSettings
 from aligner.data.examples import Example, Kind, Overlong, TokenizationStats, examples
 from aligner.data.forms.form import Options, RankedPairs
@@ -195,12 +195,8 @@ def _token_file(
     if file is not None:
         return file
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / f"{key}.lock")
-    try:
-        lock.acquire(timeout=1)
-    except filelock.Timeout:
-        log(f"{path}: another process is tokenizing it; waiting for it to finish")
-        lock.acquire()
+    lock = Lock(folder / f"{key}.lock")
+    lock.acquire(waiting=lambda owner: log(f"{path}: another process is tokenizing it{owner}; waiting for it to end"))
     try:
         file = _open_cached(cached, path, log)
         if file is None:
@@ -287,7 +283,7 @@ def check_rows(path: Path, folder: Path, options: Options) -> None:
     setting = hashlib.sha256(repr(options).encode()).hexdigest()[:8]
     checked = folder / "files" / f"{content_hash(path, folder)}-{setting}-{VERSION}.good"
     checked.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{checked}.lock"):
+    with Lock(checked.with_name(f"{checked.name}.lock")):
         if checked.exists():
             return
         counts = FormatCounts()

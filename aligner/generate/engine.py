@@ -20,6 +20,8 @@ from aligner.generate.sampling import Sampling
 ResponseFormat = Literal["text", "json", "choice"]
 NO_ROOM = "no_room"
 """`finish_reason` of a request that exceeds the engine's context length; its response is empty."""
+FAILED = "failed"
+"""`finish_reason` of a request that the engine could not answer; its response is empty, its `error` says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +62,13 @@ class GenerationResult:
     num_tokens: int
     """Generated tokens, including the end token."""
     finish_reason: str
-    """`stop` for a complete response; else `length`, `special`, `no_room`, or the value a server returned."""
+    """`stop` for a complete response; else `length`, `special`, `no_room`, `failed`, or what a server returned."""
     logp: float | None = None
     """Log-probability of the response under the policy (temperature 1), nats; None if the engine has none."""
     by_choice: bool = False
     """Whether the engine wrote the last line, as the request's `choice` asks."""
+    error: str | None = None
+    """Why there is no response, if `finish_reason` is `failed`."""
 
 
 class Engine(abc.ABC):

@@ -11,14 +11,13 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import filelock
-
 from aligner.common.errors import ConfigError, RowError
 from aligner.common.files import PARTIAL, atomic_write
+from aligner.common.locking import Busy, Lock
 
 JsonObject = dict[str, Any]
 
@@ -34,6 +33,7 @@ class Journal:
         self.path, self.settings = path, json.loads(json.dumps(settings))
         self.parts = path.with_name(f"{path.name}.parts")
         self.made_with = path.with_name(f"{path.name}.settings.json")
+        self._lock = Lock(self.parts / ".lock")
 
     def check_finished(self) -> bool:
         """Return whether the file is complete. A file without a settings file is a user's own and counts as complete.
@@ -54,12 +54,19 @@ class Journal:
             ConfigError: the rows so far were made with other settings, or another job is writing them.
         """
         self.parts.mkdir(parents=True, exist_ok=True)
-        # The system releases the lock when the process ends, however it ends.
-        self._lock = filelock.FileLock(self.parts / ".lock", timeout=0, is_singleton=True)
         try:
-            self._lock.acquire()
-        except filelock.Timeout:
-            raise ConfigError(f"output: another job is at work on {self.path}; wait for it, or name another") from None
+            self._lock.acquire(waiting=None)
+        except Busy as owner:
+            raise ConfigError(
+                f"output: another job is at work on {self.path}{owner}; wait for it, or name another"
+            ) from None
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self) -> None:
         settings_file = self.parts / "settings.json"
         if settings_file.exists():
             self._compare(settings_file)
@@ -73,25 +80,46 @@ class Journal:
                 with part.open("r+b") as file:
                     file.truncate(end)
 
-    def rows(self) -> list[JsonObject]:
-        """Return all rows so far, in no particular order."""
-        return [row for part in self._files() for row in read(part)]
+    def rows(self, keys: Collection[str], fields: Iterable[str] = ()) -> list[JsonObject]:
+        """Return all rows so far, in no particular order.
+
+        Args:
+            keys: the keys that rows may have.
+            fields: what each row must have beside its key.
+
+        Raises:
+            RowError: a line is not a row of this journal, or its key occurs twice.
+        """
+        found: dict[str, JsonObject] = {}
+        first: dict[str, str] = {}
+        for part in self._files():
+            for number, row in enumerate(read(part, ("key", *fields)), start=1):
+                key, where = row["key"], f"{part}:{number}"
+                if key in first:
+                    raise RowError(f"{where}: has the key {key!r} of {first[key]}; remove one of the two lines")
+                if not isinstance(key, str) or key not in keys:
+                    raise RowError(f"{where}: has the key {key!r}, which no request of this job has; remove the line")
+                found[key], first[key] = row, where
+        return list(found.values())
 
     def open_part(self, part: int) -> IO[bytes]:
         """Open the file of process number `part`, for `append`."""
         return (self.parts / f"{part:05d}.jsonl").open("ab")
 
-    def finish(self, place: Callable[[JsonObject], Any]) -> None:
-        """Write all rows to the final file, sorted by `place`. One process calls `finish` after all have written."""
-        rows = sorted(self.rows(), key=place)
+    def finish(self, rows: Iterable[JsonObject]) -> None:
+        """Write the final file of all rows, in order. One process calls `finish` after all have written."""
         with atomic_write(self.made_with) as partial:
             shutil.copyfile(self.parts / "settings.json", partial)
         write(self.path, rows)
-        self._lock.release(force=True)
+        self.close()
         # Rename before removing: a partly removed folder must not look like an unfinished journal.
         trash = self.parts.with_name(f"{self.parts.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
         self.parts.rename(trash)
         shutil.rmtree(trash)
+
+    def close(self) -> None:
+        """Let other jobs go on with the journal."""
+        self._lock.release()
 
     def write_all(self, rows: Iterable[JsonObject]) -> None:
         """Write all rows at once, without a folder of parts."""

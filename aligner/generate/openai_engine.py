@@ -2,17 +2,33 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Optional
 
 from aligner.common.errors import ConfigError
-from aligner.generate.engine import NO_ROOM, Engine, GenerationRequest, GenerationResult
+from aligner.generate.engine import FAILED, NO_ROOM, Engine, GenerationRequest, GenerationResult
 from aligner.generate.sampling import Sampling
 
 REASONS = {"stop": "stop", "length": "length"}
+LONGEST_WAIT_S = 600.0
+"""Seconds between two tries of a request, at most; a server's Retry-After is heeded up to here."""
+TOO_LONG = ("context length", "maximum context", "too long")
+"""Parts of messages of servers about a prompt that exceeds the context."""
+
+
+class _BadReply(Exception):
+    """A reply that arrived and is no answer; the text says why."""
+
+
+class _Stopped(Exception):
+    """The stage ends, so a request is not tried again."""
 
 
 def _held_to(schema: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +45,10 @@ class OpenAIEngine(Engine):
         api_key_env: name of the environment variable with the API key, if the server needs one; never the key itself.
         max_concurrent_requests: number of requests in flight.
         timeout: seconds until a request is retried.
-        retries: maximum number of retries of a request, after a timeout or when the server is busy.
+        retries: maximum number of retries of a request, after a timeout, an error of the server or a reply that is no
+            answer. Waits double from half a second, unless the server says how long (`Retry-After`).
+        max_failure_rate: share of requests that may stay without an answer; they get `finish_reason` `failed` and the
+            reason. Above it the stage ends, what was answered is kept, and the same command asks the rest again.
         system: system message for every prompt without one.
         chat_template_kwargs: arguments of the server's chat template (vLLM, SGLang), as {"enable_thinking": False}.
     """
@@ -40,6 +59,7 @@ class OpenAIEngine(Engine):
     max_concurrent_requests: int = 32
     timeout: float = 600.0
     retries: int = 5
+    max_failure_rate: float = 0.05
     system: Optional[str] = None
     chat_template_kwargs: Optional[dict[str, Any]] = None
 
@@ -47,6 +67,11 @@ class OpenAIEngine(Engine):
 
     _client: Any = field(default=None, init=False, repr=False)
     _first: bool = field(default=True, init=False, repr=False)
+    _stop: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_failure_rate <= 1:
+            raise ConfigError(f"engine.max_failure_rate: must be from 0 to 1, found {self.max_failure_rate}")
 
     def describe(self) -> dict[str, Any]:
         more = {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
@@ -72,7 +97,7 @@ class OpenAIEngine(Engine):
                     base_url=self.base_url,
                     api_key=os.environ[self.api_key_env] if self.api_key_env else "none",
                     timeout=self.timeout,
-                    max_retries=self.retries,
+                    max_retries=0,  # `_try` retries, also after replies that the client takes for answers
                 )
                 self._check_server()
             try:
@@ -114,17 +139,97 @@ class OpenAIEngine(Engine):
         return []
 
     def generate(self, questions: Sequence[GenerationRequest], sampling: Sampling) -> Iterator[GenerationResult]:
+        """Yield the answers as they arrive, then the requests that failed.
+
+        Raises:
+            ConfigError: more than `max_failure_rate` of the requests failed, or the server refuses all; after all
+                answers have been yielded.
+        """
+        failed: list[tuple[GenerationRequest, GenerationResult]] = []
+        refusal: ConfigError | None = None
+        self._stop.clear()
         with ThreadPoolExecutor(self.max_concurrent_requests) as pool:
-            futures = [pool.submit(self._complete, request, sampling) for request in questions]
+            futures: dict[Future[GenerationResult], GenerationRequest] = {}
+            for request in questions:
+                futures[pool.submit(self._answer, request, sampling)] = request
             try:
                 for future in as_completed(futures):
-                    yield future.result()
+                    if future.cancelled():
+                        continue
+                    try:
+                        result = future.result()
+                    except _Stopped:
+                        continue
+                    except ConfigError as error:
+                        refusal = refusal or error
+                        self._end(futures)
+                        continue
+                    if result.finish_reason != FAILED:
+                        yield result
+                        continue
+                    failed.append((futures[future], result))
+                    if len(failed) > self.max_failure_rate * len(questions):
+                        self._end(futures)
             finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+                self._end(futures)
+        if refusal is not None:
+            raise refusal
+        if len(failed) > self.max_failure_rate * len(questions):
+            raise self._too_many(failed, len(questions))
+        yield from (result for _, result in failed)
 
-    def _complete(self, request: GenerationRequest, sampling: Sampling) -> GenerationResult:
+    def _end(self, futures: Iterable[Future[GenerationResult]]) -> None:
+        """Begin no further request; those in flight come to their end, and their answers are kept."""
+        self._stop.set()
+        for future in futures:
+            future.cancel()
+
+    def _too_many(self, failed: list[tuple[GenerationRequest, GenerationResult]], count: int) -> ConfigError:
+        request, result = failed[0]
+        hint = ""
+        if request.json_schema and "400" in str(result.error):
+            hint = "; if it knows no response_format, set judge.response_format=text"
+        return ConfigError(
+            f"engine: {self.base_url} left {len(failed)} of {count} requests without an answer, more than "
+            f"engine.max_failure_rate={self.max_failure_rate:g}; first {request.source}: {result.error}{hint}. What "
+            "was answered is kept; run the same again"
+        )
+
+    # ---- one request ------------------------------------------------------------------------------------------
+
+    def _answer(self, request: GenerationRequest, sampling: Sampling) -> GenerationResult:
+        """Ask until there is an answer, at most `retries` times more; return a failed result where there is none.
+
+        Raises:
+            ConfigError: the server refuses every request.
+        """
         import openai
 
+        arguments, reason = self._arguments(request, sampling), ""
+        for attempt in range(self.retries + 1):
+            try:
+                return _result(request, self._client.chat.completions.create(**arguments))
+            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+                raise ConfigError(
+                    f"engine: {self.base_url} refuses {request.source}: {_line(error)}; what was answered is kept, run "
+                    "the same again"
+                ) from None
+            except openai.BadRequestError as error:
+                if any(part in str(error) for part in TOO_LONG):
+                    return GenerationResult(key=request.key, text="", num_tokens=0, finish_reason=NO_ROOM)
+                reason = _line(error)
+                break  # the same request would be refused again
+            except openai.APITimeoutError:
+                reason = f"no answer within engine.timeout={self.timeout:g} s"
+                wait = _seconds_until(None, attempt)
+            except (openai.OpenAIError, _BadReply, ValueError) as error:
+                reason = _line(error)
+                wait = _seconds_until(getattr(error, "response", None), attempt)
+            if attempt < self.retries and self._stop.wait(wait):
+                raise _Stopped
+        return GenerationResult(key=request.key, text="", num_tokens=0, finish_reason=FAILED, error=reason)
+
+    def _arguments(self, request: GenerationRequest, sampling: Sampling) -> dict[str, Any]:
         prompt = request.prompt
         messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if self.system is not None and messages[0]["role"] != "system":
@@ -137,48 +242,54 @@ class OpenAIEngine(Engine):
         if messages[-1]["role"] == "assistant":
             # vLLM's and SGLang's names; the model goes on with the message instead of beginning another.
             extra_body |= {"continue_final_message": True, "add_generation_prompt": False}
-        try:
-            completion = self._client.chat.completions.create(
-                model=self.model,
-                messages=messages,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_tokens,
-                stop=list(sampling.stop) or None,
-                seed=request.seed % 2**31,
-                extra_body=extra_body,
-                **({"tools": tools} if tools else {}),
-                **({"response_format": _held_to(request.json_schema)} if request.json_schema else {}),
-            )
-        except openai.BadRequestError as error:
-            message = str(error)
-            if "context length" in message or "maximum context" in message or "too long" in message:
-                return GenerationResult(key=request.key, text="", num_tokens=0, finish_reason=NO_ROOM)
-            hint = "; if it knows no response_format, set judge.response_format=text" if request.json_schema else ""
-            raise ConfigError(f"engine: {self.base_url} refuses {request.source}: {message[:500]}{hint}") from None
-        except openai.APITimeoutError:
-            raise ConfigError(
-                f"engine.timeout: {self.base_url} did not answer {request.source} in {self.timeout:g} s, "
-                f"{self.retries + 1} times; raise it, or lower engine.max_concurrent_requests. What was answered is "
-                "kept"
-            ) from None
-        except openai.OpenAIError as error:
-            raise ConfigError(
-                f"engine.base_url: {self.base_url} failed at {request.source} after {self.retries} retries ({error}); "
-                "what was answered is kept, run the same again"
-            ) from None
-        except ValueError as error:
-            raise ConfigError(
-                f"engine.base_url: {self.base_url} did not answer {request.source} in OpenAI's protocol ({error})"
-            ) from None
-        if not getattr(completion, "choices", None) or completion.choices[0].message is None:
-            raise ConfigError(
-                f"engine.base_url: {self.base_url} answered {request.source} without a choice: {str(completion)[:300]}"
-            )
-        choice, usage = completion.choices[0], completion.usage
-        return GenerationResult(
-            key=request.key,
-            text=choice.message.content or "",
-            num_tokens=usage.completion_tokens if usage else 0,
-            finish_reason=REASONS.get(choice.finish_reason, str(choice.finish_reason)),
-        )
+        return {
+            "model": self.model,
+            "messages": messages,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "stop": list(sampling.stop) or None,
+            "seed": request.seed % 2**31,
+            "extra_body": extra_body,
+            **({"tools": tools} if tools else {}),
+            **({"response_format": _held_to(request.json_schema)} if request.json_schema else {}),
+        }
+
+
+def _result(request: GenerationRequest, completion: Any) -> GenerationResult:
+    """Return the answer of a reply.
+
+    Raises:
+        _BadReply: the reply has none, or one that no file can hold.
+    """
+    if not getattr(completion, "choices", None) or completion.choices[0].message is None:
+        raise _BadReply(f"a reply without a choice: {str(completion)[:200]}")
+    choice, usage = completion.choices[0], completion.usage
+    text = choice.message.content or ""
+    if choice.finish_reason == "content_filter":
+        raise _BadReply("stopped by the server's content filter")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _BadReply("a text with half a character (a surrogate without its other half)") from None
+    return GenerationResult(
+        key=request.key,
+        text=text,
+        num_tokens=usage.completion_tokens if usage else 0,
+        finish_reason=REASONS.get(choice.finish_reason, str(choice.finish_reason)),
+    )
+
+
+def _seconds_until(response: Any, attempt: int) -> float:
+    """Return the seconds until the next try: as the server says, or doubling from half a second."""
+    said = response.headers.get("retry-after") if response is not None else None
+    if said:
+        with contextlib.suppress(ValueError):
+            seconds = float(said) if said.strip().isdigit() else parsedate_to_datetime(said).timestamp() - time.time()
+            return min(LONGEST_WAIT_S, max(0.0, seconds))
+    # Not all at once, or the server would be as busy as before.
+    return min(30.0, 0.5 * 2**attempt) * random.uniform(0.75, 1.25)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__.lstrip('_')}: {error}".split())[:300]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 from tqdm import tqdm
 
 from aligner.common.console import is_first_rank, log_rank0, messages
 from aligner.common.errors import RowError
 from aligner.common.files import atomic_write
-from aligner.generate.engine import NO_ROOM, Engine, GenerationRequest, GenerationResult
+from aligner.generate.engine import FAILED, NO_ROOM, Engine, GenerationRequest, GenerationResult
 from aligner.generate.journal import Journal, JsonObject, append
 from aligner.generate.sampling import Sampling
 
@@ -45,42 +47,68 @@ def generate_to_file(
     if journal.check_finished():
         log_rank0(f"{journal.path} is complete; skipping generation")
         return
+    order = {request.key: i for i, request in enumerate(requests)}
     with engine.session(cache):
         share = engine.shard
         if share is None:
             return
         long = _too_long(engine, requests, sampling, refuse=refuse_long)
-        if is_first_rank():
-            journal.begin()
-        engine.barrier()
-        done = {written["key"] for written in journal.rows()}
-        engine.barrier()
-        start = time.monotonic()
-        mine = _requests_of_part([q for q in requests if q.key not in done], *share)
-        if engine.is_writer:
-            with journal.open_part(share[0]) as file, _progress(journal, len(requests), len(done), share) as bar:
-                for request in mine:
-                    if request.source in long:
-                        empty = GenerationResult(key=request.key, text="", num_tokens=0, finish_reason=NO_ROOM)
-                        append(file, row(request, empty))
-                by_key = {request.key: request for request in mine if request.source not in long}
-                for result in engine.generate(list(by_key.values()), sampling):
-                    append(file, row(by_key[result.key], result))
-                    bar.update()
-        else:
-            for _ in engine.generate([q for q in mine if q.source not in long], sampling):
-                pass
-        engine.barrier()
-        if is_first_rank():
-            order = {q.key: i for i, q in enumerate(requests)}
-            rows = journal.rows()
-            keys = [written["key"] for written in rows]
-            assert len(keys) == len(order) and set(keys) == order.keys(), "a request is lost, repeated, or unknown"
-            _write_speed(
-                journal.path, [written for written in rows if written["key"] not in done], time.monotonic() - start
-            )
-            journal.finish(lambda written: order[written["key"]])
-        engine.barrier()
+        try:
+            if is_first_rank():
+                journal.begin()
+            engine.barrier()
+            fields = [*row(requests[0], _empty(requests[0]))] if requests else []
+            done = {written["key"] for written in journal.rows(order, fields)}
+            engine.barrier()
+            start = time.monotonic()
+            mine = _requests_of_part([q for q in requests if q.key not in done], *share)
+            if engine.is_writer:
+                with journal.open_part(share[0]) as file, _progress(journal, len(requests), len(done), share) as bar:
+                    _write_rows(file, bar, engine, mine, long, sampling, row)
+            else:
+                for _ in engine.generate([q for q in mine if q.source not in long], sampling):
+                    pass
+            engine.barrier()
+            if is_first_rank():
+                rows = sorted(journal.rows(order, fields), key=lambda written: order[written["key"]])
+                assert len(rows) == len(order), "a request is lost"
+                _log_failed(journal.path, rows)
+                new = [written for written in rows if written["key"] not in done]
+                _write_speed(journal.path, new, time.monotonic() - start)
+                journal.finish(rows)
+            engine.barrier()
+        finally:
+            journal.close()
+
+
+def _write_rows(
+    file: IO[bytes],
+    bar: tqdm,  # type: ignore[type-arg]
+    engine: Engine,
+    requests: Sequence[GenerationRequest],
+    long: set[str],
+    sampling: Sampling,
+    row: Callable[[GenerationRequest, GenerationResult], JsonObject],
+) -> None:
+    """Append the row of each request; those of the sources `long` get an empty response."""
+    for request in requests:
+        if request.source in long:
+            append(file, row(request, _empty(request)))
+    by_key = {request.key: request for request in requests if request.source not in long}
+    for result in engine.generate(list(by_key.values()), sampling):
+        append(file, row(by_key[result.key], result) | ({"error": result.error} if result.error else {}))
+        bar.update()
+
+
+def _empty(request: GenerationRequest) -> GenerationResult:
+    return GenerationResult(key=request.key, text="", num_tokens=0, finish_reason=NO_ROOM)
+
+
+def _log_failed(path: Path, rows: Sequence[JsonObject]) -> None:
+    reasons = Counter(written["error"] for written in rows if written.get("finish_reason") == FAILED)
+    if reasons:
+        shown = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+        log_rank0(f"{path.name}: {reasons.total()} of {len(rows)} requests have no answer ({FAILED}): {shown}")
 
 
 def _requests_of_part(requests: Sequence[GenerationRequest], part: int, parts: int) -> list[GenerationRequest]:

@@ -284,13 +284,13 @@ class Verifier(Judge):
     def _score_rows(self, journal: Journal, asked: PromptIndex, candidates: list[JsonObject]) -> None:
         journal.begin()
         order = {f"{row['key']}/0": i for i, row in enumerate(candidates)}
-        done = {row["key"] for row in journal.rows()}
+        done = {row["key"] for row in journal.rows(order)}
         with journal.open_part(0) as file:
             for row in tqdm(candidates, journal.path.name, unit="answer", file=messages()):
                 if f"{row['key']}/0" not in done:
                     score = self._score_response(asked.prompt(row["key"]), row["response"])
                     append(file, {"key": f"{row['key']}/0", "score": score, "judgment": "", "finish_reason": "stop"})
-        journal.finish(lambda row: order[row["key"]])
+        journal.finish(sorted(journal.rows(order), key=lambda row: order[row["key"]]))
 
     def _score_response(self, prompt: Prompt, response: str) -> float:
         try:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
-
-from aligner.common.console import is_first_rank, log_rank0
+from aligner.common.console import is_first_rank
 from aligner.common.errors import CheckpointError
+from aligner.common.locking import Busy, Lock
 
-LOCK = (".lock", ".lock.json")
-"""Lock file of a run's folder, and the file that describes its owner."""
+LOCK = ".lock"
+"""Lock file of a run's folder."""
 
 
 @contextlib.contextmanager
 def lock_run(run: Path) -> Iterator[None]:
-    """Lock the folder of a run on rank 0. The system releases the lock when the process ends, however it ends.
+    """Lock the folder of a run on rank 0, until the process ends, however it ends.
 
     Raises:
         CheckpointError: another job has the lock.
@@ -29,32 +24,14 @@ def lock_run(run: Path) -> Iterator[None]:
     if not is_first_rank():
         yield
         return
-    run.mkdir(parents=True, exist_ok=True)
-    # No marker file on a file system without locks: it would outlive a killed job on another machine.
-    lock, note = filelock.FileLock(run / LOCK[0], timeout=0, fallback_to_soft=False), run / LOCK[1]
+    lock = Lock(run / LOCK)
     try:
-        lock.acquire()
-    except filelock.Timeout:
+        lock.acquire(waiting=None)
+    except Busy as owner:
         raise CheckpointError(
-            f"log.name: another job is at work in {run}{_owner(note)}; wait for it, end it, or choose another log.name"
+            f"log.name: another job is at work in {run}{owner}; wait for it, end it, or choose another log.name"
         ) from None
-    except (OSError, NotImplementedError) as error:
-        log_rank0(f"{run} cannot be locked on this file system ({error}); see that no other job runs in it")
-        yield
-        return
     try:
-        owner = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        with contextlib.suppress(OSError):  # a full disk is reported by the code that needs it
-            note.write_text(json.dumps(owner))
         yield
     finally:
-        note.unlink(missing_ok=True)
         lock.release()
-
-
-def _owner(note: Path) -> str:
-    try:
-        owner = json.loads(note.read_text())
-        return f" (process {owner['process']} on {owner['host']}, since {owner['since']})"
-    except (OSError, ValueError, KeyError):
-        return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -62,19 +63,26 @@ class TrainingRun:
         config_checks.check_hardware(arguments)
         if arguments.logger.wandb is not None and arguments.trainer.is_global_zero:
             wandb_run.check(arguments.logger.wandb)
-        with distributed.preserved_environment(), translate_io_errors(arguments.folder):
+        with contextlib.ExitStack() as held:
+            held.enter_context(distributed.preserved_environment())
+            held.enter_context(translate_io_errors(arguments.folder))
+            # A folder that exists is claimed before it is looked at; another one is made when nothing is refused.
+            existed = arguments.folder.exists()
+            if existed:
+                held.enter_context(lock_run(arguments.folder))
             self._prepare_data_and_start()
             parallelism.check(arguments.strategy.parallelism, arguments.model.config, ranks=arguments.num_ranks)
             if self._is_complete():
                 return arguments.folder
-            with lock_run(arguments.folder):
+            if not existed:
+                held.enter_context(lock_run(arguments.folder))
                 self._check_still_newest()
-                self._compare_settings()
-                preemption = trainer_setup.add_callbacks(arguments, self.start, self.settings, began=began)
-                trainer_setup.choose_kernels(arguments)
-                trainer_setup.connect(arguments)
-                self._record_start()
-                self._fit(preemption)
+            self._compare_settings()
+            preemption = trainer_setup.add_callbacks(arguments, self.start, self.settings, began=began)
+            trainer_setup.choose_kernels(arguments)
+            trainer_setup.connect(arguments)
+            self._record_start()
+            self._fit(preemption)
         return arguments.folder
 
     # ---- before training --------------------------------------------------------------------------------------

@@ -2,15 +2,13 @@
 
 import contextlib
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import Reply
 
 from aligner.common.errors import ConfigError, RowError
 from aligner.data.prompts import PromptIndex
@@ -22,64 +20,6 @@ from aligner.judge import verifiers
 from aligner.judge.iteration_report import IterationReport
 from aligner.judge.judges import ModelJudge, Verifier, judge_responses
 from aligner.judge.templates import as_text
-
-Reply = Callable[[dict[str, Any]], Any]
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Reply], str]]:
-    """Starts a server that answers chat completions as it is told; gives its address."""
-    started: list[ThreadingHTTPServer] = []
-
-    def start(reply: Reply) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_: Any) -> None: ...
-
-            def _send(self, code: int, body: Any) -> None:
-                content = body if isinstance(body, bytes) else json.dumps(body).encode()
-                self.send_response(code)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def do_GET(self) -> None:
-                self._send(
-                    200,
-                    {"object": "list", "data": [{"id": "judge", "object": "model", "created": 0, "owned_by": "us"}]},
-                )
-
-            def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                found = reply(asked)
-                if isinstance(found, tuple):
-                    self._send(*found)
-                    return
-                if isinstance(found, bytes):
-                    self._send(200, found)
-                    return
-                choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": found}}
-                usage = {"prompt_tokens": 1, "completion_tokens": len(found.split()), "total_tokens": 2}
-                self._send(
-                    200,
-                    {
-                        "id": "x",
-                        "object": "chat.completion",
-                        "created": 0,
-                        "model": "judge",
-                        "choices": [choice],
-                        "usage": usage,
-                    },
-                )
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        started.append(server)
-        return f"http://127.0.0.1:{server.server_port}/v1"
-
-    yield start
-    for server in started:
-        server.shutdown()
 
 
 @pytest.fixture
@@ -133,7 +73,10 @@ def test_a_servers_answers_are_kept_when_it_fails(serve: Any, files: tuple[str, 
 
     url = serve(reply)
     judge = ModelJudge(OpenAIEngine(url, "judge", max_concurrent_requests=1, retries=0), num_judgments=2)
-    with pytest.raises(ConfigError, match=r"engine: http.*/v1 refuses answer \S+: .*no more"):
+    pattern = (
+        r"engine: http.*/v1 left \d of 6 requests without an answer, .* first answer \S+: BadRequestError: .*no more"
+    )
+    with pytest.raises(ConfigError, match=pattern):
         judge_responses(*files, str(tmp_path / "j.jsonl"), judge)
     kept = (tmp_path / "j.jsonl.parts/00000.jsonl").read_text().splitlines()
     assert len(kept) == 3
@@ -145,17 +88,17 @@ def test_a_servers_answers_are_kept_when_it_fails(serve: Any, files: tuple[str, 
 @pytest.mark.parametrize(
     ("reply", "settings", "message"),
     [
-        (lambda _: b"<html>", {}, r"engine.base_url: .* did not answer answer p/0 in OpenAI's protocol"),
-        (lambda _: b"{}", {}, r"engine.base_url: .* answered answer p/0 without a choice"),
+        (lambda _: b"<html>", {}, r"engine: .* first answer p/0: JSONDecodeError: "),
+        (lambda _: b"{}", {}, r"engine: .* first answer p/0: BadReply: a reply without a choice"),
         (
             lambda _: time.sleep(3) or "late",
             {"timeout": 0.3},
-            r"engine.timeout: .* did not answer .* in 0.3 s, 1 times",
+            r"engine: .* first answer p/0: no answer within engine.timeout=0.3 s",
         ),
         (
             lambda _: (500, {"error": "broken"}),
             {},
-            r"engine.base_url: .* failed at answer p/0 after 0 retries .*run the same again",
+            r"engine: .* first answer p/0: InternalServerError: .*broken.*run the same again",
         ),
         (lambda _: "Score: 1", {"model": "other"}, r"engine.model: .* has no 'other'; it has: judge"),
         (
