@@ -6,18 +6,19 @@ import contextlib
 import gc
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from megatron.core import num_microbatches_calculator, parallel_state
 
 from aligner.backend import kernels, patches
-from aligner.common.errors import ConfigError
+from aligner.common.errors import AlignError, ConfigError
 
 _runs = itertools.count()
+Value = TypeVar("Value")
 
 
 def fresh_store(cluster: ClusterEnvironment | None) -> torch.distributed.Store | None:
@@ -75,15 +76,25 @@ def rank_zero_first() -> Iterator[bool]:
         torch.distributed.barrier()
 
 
-def of_rank_zero(value: str) -> str:
-    """Return rank 0's value on every rank, outside of Megatron: clocks and time zones of machines differ."""
+def of_rank_zero(function: Callable[[], Value]) -> Value:
+    """Return on every rank what a function returns on rank 0, outside of Megatron; raise what it raises there.
+
+    Clocks and time zones of machines differ, file systems show files later elsewhere, and one reading is enough.
+    """
     cluster = _cluster()
     if cluster is None:
-        return value
-    values = [value]
-    with _gloo_group(cluster):
-        torch.distributed.broadcast_object_list(values)
-    return values[0]
+        return function()
+    result: list[Any] = [None, None]
+    with _gloo_group(cluster) as rank:
+        if rank == 0:
+            try:
+                result[0] = function()
+            except AlignError as error:
+                result[1] = error
+        torch.distributed.broadcast_object_list(result)
+    if result[1] is not None:
+        raise result[1]
+    return result[0]
 
 
 def _cluster() -> ClusterEnvironment | None:

@@ -1,26 +1,30 @@
 """Callback that saves checkpoints: the schedule, the atomic write, and the checkpoints to keep."""
 
+import contextlib
 import json
-import os
 import shutil
-import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import lightning.pytorch as pl
 import torch
+from fiddle.experimental import serialization
 from nemo import lightning as nl
-from nemo.lightning.ckpt_utils import ckpt_to_dir
+from nemo.lightning.ckpt_utils import CONTEXT_PATH, ckpt_to_dir
+from nemo.lightning.io.pl import TrainerContext
 from nemo.utils.callbacks.dist_ckpt_io import AsyncFinalizableCheckpointIO
 
 from aligner.backend.device import communication_device
 from aligner.callbacks import validation_loop
-from aligner.checkpoint import folders
+from aligner.checkpoint import folders, integrity
+from aligner.checkpoint.kept import KeptCheckpoints
 from aligner.checkpoint.source_files import SourceFiles
+from aligner.common import yaml_values
 from aligner.common.errors import CheckpointError, ConfigError
-from aligner.common.files import PARTIAL, fsync_dir
+from aligner.common.files import PARTIAL
 from aligner.losses import metrics
 
 MONITORED = tuple(f"val/{name}" for name in metrics.LOGGED)
@@ -47,6 +51,7 @@ class CheckpointCallback(nl.ModelCheckpoint):
         mode: whether the lowest (min) or the highest (max) value is best.
         save_top_k: number of best checkpoints to keep; -1 keeps all.
         save_last: keep a link `last` to the newest checkpoint.
+        hash_files: write hashes of all files, with which a damaged one is found when it is loaded.
 
     Raises:
         ConfigError: a number is out of range, or `monitor` is not a metric.
@@ -61,6 +66,7 @@ class CheckpointCallback(nl.ModelCheckpoint):
         mode: str = "min",
         save_top_k: int = 1,
         save_last: bool = False,
+        hash_files: bool = True,
     ) -> None:
         for name, value in (
             ("every_n_train_steps", every_n_train_steps),
@@ -83,16 +89,17 @@ class CheckpointCallback(nl.ModelCheckpoint):
             every_n_train_steps=every_n_train_steps or 0,
             filename="{step}",
             save_optim_on_train_end=True,
+            always_save_context=False,  # NeMo's leaves an empty file where something of the recipe cannot be written
+            save_context_on_train_end=False,
         )
         self.every_n_steps, self.every_n_minutes, self.link_last = every_n_train_steps, every_n_minutes, save_last
-        self.save_top_k = save_top_k
+        self.save_top_k, self.hash_files = save_top_k, hash_files
         self.describe: Callable[[], dict[str, Any]] = dict
         """Returns checkpoint metadata beside the step; `aligner.train.trainer_setup` sets it."""
         self.source_files = SourceFiles(None)
         """Files that belong beside the weights; `aligner.train.trainer_setup` sets them."""
         self._saved_at = time.monotonic()
         self._waits_for_validation, self._validated_step = False, -1
-        self._removals: list[threading.Thread] = []
         self._needed = 0
 
     def check(self, *, val_check_interval: int, validates: bool, sets: Collection[str] = ()) -> None:
@@ -124,6 +131,16 @@ class CheckpointCallback(nl.ModelCheckpoint):
     # ---- schedule ---------------------------------------------------------------------------------------------
 
     @property
+    def _folder(self) -> Path:
+        """The folder of checkpoints."""
+        assert self.dirpath is not None
+        return Path(self.dirpath)
+
+    @cached_property
+    def _kept(self) -> KeptCheckpoints:
+        return KeptCheckpoints(self._folder.parent)
+
+    @property
     def step_saved(self) -> int:
         """The newest saved step, also by an earlier job; 0 if there is none."""
         return self._last_global_step_saved
@@ -135,7 +152,7 @@ class CheckpointCallback(nl.ModelCheckpoint):
         self._saved_at = time.monotonic()
         self._needed = _estimate_bytes(trainer)
         if trainer.is_global_zero:
-            existing = [path for path in folders.folders(Path(str(self.dirpath)).parent) if path.suffix != PARTIAL]
+            existing = [path for path in folders.folders(self._folder.parent) if path.suffix != PARTIAL]
             self._needed = max(map(folders.disk_usage, existing), default=self._needed)
         self._check_room(trainer)
 
@@ -181,8 +198,12 @@ class CheckpointCallback(nl.ModelCheckpoint):
         # An earlier checkpoint that is still being written would count as the newest.
         self.wait(trainer)
         self._check_room(trainer)
-        assert self.dirpath is not None
-        self._save_checkpoint(trainer, str(Path(self.dirpath) / f"step={trainer.global_step}{PARTIAL}"))
+        partial = self._folder / f"step={trainer.global_step}{PARTIAL}"
+        in_the_way = self._kept.claim(partial) if trainer.is_global_zero else None
+        in_the_way = trainer.strategy.broadcast(in_the_way)
+        if in_the_way is not None:
+            raise CheckpointError(f"log.log_dir: {in_the_way} is in the way, and this run did not write it; move it")
+        self._save_checkpoint(trainer, str(partial))
         self._saved_at = time.monotonic()
 
     def wait(self, trainer: pl.Trainer) -> None:
@@ -190,9 +211,7 @@ class CheckpointCallback(nl.ModelCheckpoint):
         writer = trainer.strategy.checkpoint_io
         if isinstance(writer, AsyncFinalizableCheckpointIO):
             writer.maybe_finalize_save_checkpoint(blocking=True)
-        for removal in self._removals:
-            removal.join()
-        self._removals.clear()
+        self._kept.wait()
 
     def _get_finalize_save_checkpoint_callback(self, trainer: Any, filepath: str, global_step: int) -> Any:
         """Return the function to call when all ranks have written; during training, if they write asynchronously."""
@@ -212,11 +231,12 @@ class CheckpointCallback(nl.ModelCheckpoint):
         def finish() -> None:
             finalize_upstream()
             partial, problem = ckpt_to_dir(filepath), None
+            hashes = _hash_weights(trainer, partial) if self.hash_files else {}
             if trainer.is_global_zero:
-                problem = folders.find_corruption(partial)
+                problem = _write_context(trainer, partial) or folders.find_corruption(partial)
                 if problem is None:
                     try:
-                        self._put_in_place(partial, metadata)
+                        self._put_in_place(partial, metadata, hashes)
                     except (OSError, TypeError) as error:
                         problem = f"it could not be put in its place ({error})"
             # The other ranks wait here, also when rank 0 failed.
@@ -227,49 +247,17 @@ class CheckpointCallback(nl.ModelCheckpoint):
 
         return finish
 
-    def _put_in_place(self, partial: Path, metadata: dict[str, Any]) -> None:
+    def _put_in_place(self, partial: Path, metadata: dict[str, Any], hashes: integrity.Hashes) -> None:
         self.source_files.write(partial)
         (partial / folders.METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
-        target = partial.with_suffix("")
-        if target.exists():
-            # A damaged checkpoint of the same step, which was skipped.
-            self._remove(target)
-        os.replace(partial, target)
-        fsync_dir(target.parent)
+        # All of it is on the disk before an older one goes.
+        integrity.write(partial, hashes) if self.hash_files else integrity.flush(partial)
+        target = self._kept.put_in_place(partial)
         self._needed = folders.disk_usage(target)
         self.best_model_path = self.last_model_path = str(target)
         if self.link_last:
-            link = target.with_name(f"last{PARTIAL}")
-            link.unlink(missing_ok=True)
-            link.symlink_to(target.name)
-            os.replace(link, target.with_name("last"))
-        self._prune(target.parent)
-
-    def _prune(self, folder: Path) -> None:
-        if self.save_top_k == -1:
-            return
-        checkpoints: list[tuple[int, float | None, Path]] = []
-        for path in folders.folders(folder.parent):
-            if not folders.is_unfinished(path) and folders.find_corruption(path) is None:
-                try:
-                    metadata = folders.metadata(path)
-                except CheckpointError:
-                    continue  # like a damaged one: not removed, and not counted among those to keep
-                comparable = metadata.get("monitor") == self.monitor
-                checkpoints.append((metadata["step"], metadata.get("value") if comparable else None, path))
-        values = [(step, value) for step, value, _ in checkpoints]
-        keep = steps_to_keep(values, self.save_top_k, self.mode, self.monitor is not None)
-        for step, _, path in checkpoints:
-            if step not in keep:
-                self._remove(path)
-
-    def _remove(self, path: Path) -> None:
-        """Remove a checkpoint: rename it now, delete its files in a thread."""
-        doomed = path.with_name(f"{path.name}.{time.time_ns()}{PARTIAL}")
-        os.replace(path, doomed)
-        removal = threading.Thread(target=shutil.rmtree, args=(doomed,), kwargs={"ignore_errors": True})
-        removal.start()
-        self._removals.append(removal)
+            self._kept.link_last(target)
+        self._kept.prune(top_k=self.save_top_k, monitor=self.monitor, mode=self.mode)
 
     # ---- disk space -------------------------------------------------------------------------------------------
 
@@ -279,10 +267,9 @@ class CheckpointCallback(nl.ModelCheckpoint):
         Raises:
             CheckpointError: the disk has too little space; raised on all ranks.
         """
-        assert self.dirpath is not None
         lacking: tuple[int, int] | None = None
         if trainer.is_global_zero:
-            folder = Path(self.dirpath)
+            folder = self._folder
             free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
             lacking = (free, self._needed) if free < self._needed else None
         lacking = trainer.strategy.broadcast(lacking)
@@ -305,21 +292,36 @@ class CheckpointCallback(nl.ModelCheckpoint):
     def setup(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
         super().setup(trainer, *args, **kwargs)
         if trainer.is_global_zero:
-            assert self.dirpath is not None
-            for partial in Path(self.dirpath).glob(f"*{PARTIAL}"):
-                shutil.rmtree(partial, ignore_errors=True)
+            self._kept.clear_partial()
         trainer.strategy.barrier()
 
 
-def steps_to_keep(found: Sequence[tuple[int, Union[float, None]]], top_k: int, mode: str, monitored: bool) -> set[int]:
-    """Return the steps to keep of (step, value): the newest, and the `top_k` best or, if not monitored, newest."""
-    steps = sorted(step for step, _ in found)
-    if top_k == -1:
-        return set(steps)
-    if not monitored:
-        return set(steps[-max(1, top_k) :])
-    measured = sorted((value if mode == "min" else -value, -step) for step, value in found if value is not None)
-    return {steps[-1], *(-step for _, step in measured[:top_k])}
+def _write_context(trainer: Any, checkpoint: Path) -> str | None:
+    """Write the configs of model, trainer and data beside the weights; return what is wrong, if something is."""
+    context: Any = TrainerContext.from_trainer(trainer)
+    try:
+        serialization.dump_json(context.__io__)
+    except Exception:  # a path, an object, a number of NumPy in the recipe
+        context.__io__ = yaml_values.representable(context.__io__)[0]
+    try:
+        context.io_dump(checkpoint / CONTEXT_PATH, yaml_attrs=["model"])
+    except Exception as error:
+        return f"its configs cannot be written ({type(error).__name__}: {error})"
+    return None
+
+
+def _hash_weights(trainer: Any, checkpoint: Path) -> integrity.Hashes:
+    """Return on rank 0 the hashes of the weights' files; each rank reads its share of them."""
+    if trainer.world_size == 1:
+        return {}
+    names = [name for name in integrity.files_of(checkpoint) if name.endswith(".distcp")]
+    hashes: integrity.Hashes = {}
+    # A file system may show a file later to other nodes than to its writer; rank 0 reads what is missing.
+    with contextlib.suppress(OSError):
+        hashes = integrity.compute(checkpoint, names[trainer.global_rank :: trainer.world_size])
+    gathered: list[Any] = [None] * trainer.world_size
+    torch.distributed.gather_object(hashes, gathered if trainer.is_global_zero else None)
+    return {name: value for part in gathered if part for name, value in part.items()}
 
 
 def _estimate_bytes(trainer: Any) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
+import time
 from pathlib import Path
 
+from aligner.common.console import log_rank0
 from aligner.common.files import atomic_write
 from aligner.common.run_folder import read_metrics
 from aligner.losses import metrics
@@ -30,6 +33,12 @@ class MetricsCSV:
         kept: list[dict[str, float]] = []
         if self.path.exists() and keep_before > 0:
             kept = [row for row in read_metrics(self.path) if row["step"] < keep_before]
+            if not kept:
+                other = self.path.with_name(f"{self.path.stem}-{time.strftime('%Y%m%d-%H%M%S')}{self.path.suffix}")
+                os.replace(self.path, other)
+                log_rank0(f"{self.path} cannot be read and is now {other.name}; the metrics begin anew")
+        # Such as those of a validation set that the run no longer has.
+        self.columns += sorted({name for row in kept for name in row} - set(self.columns))
         with atomic_write(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
 
@@ -21,6 +22,14 @@ class ValidateAtSteps(_TrainingEpochLoop):
         return self.trainer.enable_validation and self.global_step != self.began and is_due(self.trainer)
 
 
+class EveryRunBegins(_FitLoop):
+    """Lightning's loop that also begins where no step is left: a kill may have taken the last validation."""
+
+    @property
+    def skip(self) -> bool:
+        return False
+
+
 def is_due(trainer: Any) -> bool:
     """Return whether validation follows the current step: a multiple of the interval, or the last step."""
     assert isinstance(trainer.val_check_interval, int)
@@ -31,6 +40,7 @@ def replace_loop(trainer: Any, *, max_steps: int) -> None:
     """Make `trainer` stop after `max_steps` and validate by optimizer steps."""
     trainer.fit_loop.epoch_loop = ValidateAtSteps(trainer, trainer.min_steps, max_steps)
     trainer.fit_loop.max_epochs = -1
+    trainer.fit_loop.__class__ = EveryRunBegins
 
 
 def validate_now(trainer: Any) -> None:

@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import json
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from nemo.lightning.ckpt_utils import CONTEXT_PATH, WEIGHTS_PATH
 from nemo.lightning.pytorch.callbacks import ModelCheckpoint
 from torch.distributed.checkpoint import FileSystemReader
 
+from aligner.checkpoint import integrity
 from aligner.common.console import log_rank0
 from aligner.common.errors import CheckpointError
 from aligner.common.files import PARTIAL
@@ -38,7 +41,7 @@ def metadata(checkpoint: Path) -> dict[str, Any]:
     try:
         if (checkpoint / METADATA_FILE).is_file():
             saved = json.loads((checkpoint / METADATA_FILE).read_text())
-            saved_format, step = saved["format"], int(saved["step"])
+            saved_format, step = int(saved["format"]), int(saved["step"])
         else:
             state = torch.load(checkpoint / WEIGHTS_PATH / "common.pt", weights_only=False, map_location="cpu")
             return {"step": int(state["global_step"])}
@@ -52,10 +55,15 @@ def metadata(checkpoint: Path) -> dict[str, Any]:
         )
     if saved_format > FORMAT:
         raise FormatError(
-            f"{checkpoint}: was written by nemo-align {saved['versions']['nemo-align']} in format {saved_format}, "
+            f"{checkpoint}: was written by nemo-align {_version_in(saved)} in format {saved_format}, "
             f"and this version reads up to {FORMAT}; install that version, or a later one, to go on from step {step}"
         )
     return saved
+
+
+def _version_in(saved: dict[str, Any]) -> str:
+    versions = saved.get("versions")
+    return str(versions.get("nemo-align")) if isinstance(versions, dict) else "of another version"
 
 
 def step_of(checkpoint: Path) -> int:
@@ -64,11 +72,17 @@ def step_of(checkpoint: Path) -> int:
 
 
 def find_corruption(checkpoint: Path) -> str | None:
-    """Describe missing or short files of a checkpoint; None if it is complete."""
+    """Describe missing, short or unreadable files of a checkpoint; None if it is complete.
+
+    Bytes that changed are found by `find_damage` of `aligner.checkpoint.integrity`, which reads all of them.
+    """
     weights = checkpoint / WEIGHTS_PATH
     if not (weights / ".metadata").is_file():
         # Megatron writes it last.
         return f"{WEIGHTS_PATH}/.metadata is missing"
+    missing = integrity.find_missing(checkpoint)
+    if missing is not None:
+        return missing
     try:
         torch_metadata: Any = FileSystemReader(weights).read_metadata()
     except Exception as error:
@@ -82,9 +96,24 @@ def find_corruption(checkpoint: Path) -> str | None:
             return f"{WEIGHTS_PATH}/{name} is missing"
         if file.stat().st_size < end:
             return f"{WEIGHTS_PATH}/{name} has {file.stat().st_size} bytes, and {end} were written"
-    for name in (f"{WEIGHTS_PATH}/common.pt", f"{CONTEXT_PATH}/io.json"):
-        if not (checkpoint / name).is_file():
+    return _find_unreadable(checkpoint)
+
+
+def _find_unreadable(checkpoint: Path) -> str | None:
+    """Describe a small file that NeMo opens and that is missing, empty or cut."""
+    readers: dict[str, Callable[[Path], Any]] = {
+        f"{WEIGHTS_PATH}/common.pt": zipfile.ZipFile,  # its table of contents is its end
+        f"{WEIGHTS_PATH}/metadata.json": lambda path: json.loads(path.read_text()),
+        f"{CONTEXT_PATH}/io.json": lambda path: json.loads(path.read_text()),
+    }
+    for name, read in readers.items():
+        path = checkpoint / name
+        if not path.is_file():
             return f"{name} is missing"
+        try:
+            read(path)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            return f"{name} cannot be read ({error}; {path.stat().st_size} bytes)"
     return None
 
 
@@ -94,12 +123,24 @@ def is_unfinished(checkpoint: Path) -> bool:
 
 
 def folders(run: Path) -> list[Path]:
-    """Return the checkpoint folders of a run, finished or not."""
-    return [path for path in (run / "checkpoints").glob("*") if path.is_dir() and not path.is_symlink()]
+    """Return the checkpoint folders of a run, finished or not; links are followed, and no folder is named twice.
+
+    A folder without any part of a checkpoint is somebody's own and not among them.
+    """
+    parts = (METADATA_FILE, WEIGHTS_PATH, CONTEXT_PATH)
+    found: dict[Path, Path] = {}
+    # Folders before links, so that `last` is not taken for another checkpoint.
+    for path in sorted((run / "checkpoints").glob("*"), key=lambda path: (path.is_symlink(), path.name)):
+        if path.is_dir() and (is_unfinished(path) or any((path / part).exists() for part in parts)):
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
 
 
-def latest_checkpoint(run: Path) -> Path | None:
+def latest_checkpoint(run: Path, *, damage: Callable[[Path], str | None] | None = None) -> Path | None:
     """Return the complete checkpoint with the most steps; unfinished and damaged ones are skipped.
+
+    Args:
+        damage: describes what else is wrong with a checkpoint that is complete; None: nothing is.
 
     Raises:
         FormatError: a checkpoint has another format.
@@ -111,18 +152,20 @@ def latest_checkpoint(run: Path) -> Path | None:
             _log_skipped(path, "was not written to its end")
             continue
         try:
-            readable.append((step_of(path), path))
+            # Of copies with the same step, the run's own comes first.
+            step = step_of(path)
+            readable.append((step, path.name == f"step={step}", path))
         except FormatError:
             raise
         except CheckpointError as error:
             faults[path] = str(error)
-    for _, path in sorted(readable, reverse=True):
-        damage = find_corruption(path)
-        if damage is None:
+    for _, _, path in sorted(readable, reverse=True):
+        problem = find_corruption(path) or (damage(path) if damage else None)
+        if problem is None:
             for other, why in faults.items():
                 _log_skipped(other, f"is damaged ({why})")
             return path
-        faults[path] = f"{path}: {damage}"
+        faults[path] = f"{path}: {problem}"
     if faults:
         raise CheckpointError(
             f"{'; '.join(faults.values())}. No checkpoint of {run} is whole: restore one from a copy, or start under "
@@ -151,20 +194,26 @@ def mtime_ns(checkpoint: Path) -> int:
     return (checkpoint / WEIGHTS_PATH / ".metadata").stat().st_mtime_ns
 
 
-def resolve_checkpoint(path: Path, name: str) -> Path:
+def resolve_checkpoint(path: Path, name: str, *, verify: bool | None = None) -> Path:
     """Resolve a path, of a NeMo 2 checkpoint or of a run that holds one, to the checkpoint.
 
+    Args:
+        path: the folder.
+        name: the setting that has it, for messages.
+        verify: whether to compare all files with their hashes; None: where that is cheap.
+
     Raises:
-        CheckpointError: `path` holds no complete checkpoint.
+        CheckpointError: `path` holds no complete checkpoint, or a file of it is damaged.
     """
     if not path.exists():
         raise CheckpointError(f"{name}: {path} does not exist; give a NeMo checkpoint or a Hugging Face folder")
     if (path / WEIGHTS_PATH).is_dir():
         damage = "it was not written to its end" if is_unfinished(path) else find_corruption(path)
+        damage = damage or integrity.damage_where_cheap(path, verify)
         if damage is not None:
             raise CheckpointError(f"{name}: {path} is not whole: {damage}; restore it, or give another")
         return path
-    latest = latest_checkpoint(path)
+    latest = latest_checkpoint(path, damage=lambda found: integrity.damage_where_cheap(found, verify))
     if latest is not None:
         return latest
     contents = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"

@@ -49,7 +49,7 @@ def named_tokenizer(name: str) -> Any:
     """
     path = Path(name).expanduser()
     if (path / "checkpoints").is_dir() or (path / "context").is_dir():
-        tokenizer = load_tokenizer(folders.resolve_checkpoint(path, "tokenizer"))
+        tokenizer = load_tokenizer(folders.resolve_checkpoint(path, "tokenizer", verify=False))
         return getattr(tokenizer, "tokenizer", tokenizer)
     from nemo.collections.common.tokenizers import AutoTokenizer
 

@@ -64,7 +64,7 @@ def _check_start(start: str) -> None:
     if huggingface.is_importable(start) and Path(start).expanduser().is_dir():
         huggingface.check_source(start)
     elif not huggingface.is_importable(start):
-        folders.resolve_checkpoint(Path(start).expanduser(), "resume.restore_config.path")
+        folders.resolve_checkpoint(Path(start).expanduser(), "resume.restore_config.path", verify=False)
 
 
 def _show_long_warmup(arguments: RunArguments) -> None:

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from aligner.common.errors import ConfigError
 from aligner.common.files import atomic_write
-from aligner.common.hashing import tokenizer_hash
+from aligner.common.hashing import sealed, tokenizer_hash, unsealed
 from aligner.data import sources
 from aligner.data.dataset import TokenizedDataset
 from aligner.data.packing import Algorithm, fill, pack
@@ -36,6 +36,8 @@ class Packs(Sequence[np.ndarray]):
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.fingerprint = fingerprint
+        if hashlib.sha256((folder / PACKS).read_bytes()).hexdigest() != fingerprint:
+            raise ValueError(f"{PACKS} is not what was written")
         with pa.memory_map(str(folder / PACKS)) as mapped:
             self._rows = pa.ipc.open_stream(mapped).read_all().column("rows").combine_chunks()
 
@@ -59,7 +61,7 @@ def load(folder: Path, tokenizer: Any, settings: TokenizationConfig, field: str)
     """
     folder = folder.expanduser()
     try:
-        meta = json.loads((folder / META).read_text())
+        meta = unsealed((folder / META).read_text())
         files = [TokenFile(folder / f"part-{i:03}", path) for i, path in enumerate(meta["paths"])]
         packs = Packs(folder, meta["fingerprint"])
         packed = {name: files[0].meta[name] for name in ("tokenizer", "version")} | files[0].meta["settings"]
@@ -118,7 +120,7 @@ def write_packed_folder(
         capacity = packed_sequence_size or len(settings.responses) * settings.seq_length
         meta = _write_packs(partial, dataset, capacity, algorithm=algorithm, seed=seed)
         meta["paths"] = [str(part.path) for part in parts]
-        (partial / META).write_text(json.dumps(meta, indent=1))
+        (partial / META).write_text(json.dumps(sealed(meta), indent=1))
     return dataset, meta
 
 

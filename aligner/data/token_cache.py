@@ -30,7 +30,7 @@ from tqdm import tqdm
 from aligner.common import process_pool
 from aligner.common.console import messages
 from aligner.common.files import atomic_write
-from aligner.common.hashing import content_hash, short_hash, tokenizer_hash
+from aligner.common.hashing import content_hash, damage_hash, sealed, short_hash, tokenizer_hash, unsealed
 from aligner.common.locking import Lock
 from aligner.data.chat_template import TemplateSettings
 from aligner.data.examples import Example, Kind, Overlong, TokenizationStats, examples
@@ -40,7 +40,7 @@ from aligner.data.rows import FormatCounts, Row
 from aligner.data.sources import CHUNK, Chunk, chunks, reader_of
 from aligner.data.tokenization import ResponseTokenizer
 
-VERSION = 2
+VERSION = 3
 """Increase this when the tokens of an unchanged row would change; older folders are then ignored."""
 
 TOKENS, META = "tokens.arrow", "meta.json"
@@ -90,9 +90,12 @@ class TokenFile(Sequence[Example]):
         Raises:
             ValueError, OSError: the folder is incomplete.
         """
-        meta = json.loads((folder / META).read_text())
-        if (folder / TOKENS).stat().st_size != meta["bytes"]:
-            raise ValueError(f"{TOKENS} has {(folder / TOKENS).stat().st_size} bytes, written were {meta['bytes']}")
+        meta = unsealed((folder / META).read_text())
+        tokens = folder / TOKENS
+        if tokens.stat().st_size != meta["bytes"]:
+            raise ValueError(f"{TOKENS} has {tokens.stat().st_size} bytes, written were {meta['bytes']}")
+        if _content(tokens, tokens.stat().st_mtime_ns) != meta["tokens"]:
+            raise ValueError(f"{TOKENS} is not what was written")
         self.folder, self.path, self.meta = folder, path, meta
         self.settings = TokenizationConfig(**meta["settings"])
         self.report = TokenizationStats(
@@ -157,6 +160,12 @@ class TokenFile(Sequence[Example]):
         return np.concatenate([np.zeros(0, np.int32), *lengths])
 
 
+@functools.lru_cache(maxsize=64)
+def _content(path: Path, written: int) -> str:
+    """Return the hash of a file's bytes; a process reads them once."""
+    return damage_hash(path)
+
+
 def _list_array(value: Any) -> np.ndarray:
     return value.values.to_numpy()
 
@@ -198,7 +207,7 @@ def _token_file(
     lock = Lock(folder / f"{key}.lock")
     lock.acquire(waiting=lambda owner: log(f"{path}: another process is tokenizing it{owner}; waiting for it to end"))
     try:
-        file = _open_cached(cached, path, log)
+        file = _open_cached(cached, path, lambda _: None)
         if file is None:
             for stale in [cached, *folder.glob(f"{key}.*.partial")]:
                 shutil.rmtree(stale, ignore_errors=True)
@@ -214,7 +223,7 @@ def _token_file(
 def _open_cached(cached: Path, path: Path, log: Callable[[str], None]) -> TokenFile | None:
     try:
         return TokenFile(cached, str(path)) if cached.exists() else None
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except (ValueError, OSError, KeyError, TypeError, pa.ArrowException) as error:
         log(f"{cached} is damaged ({error}) and will be made again")
         return None
 
@@ -250,6 +259,7 @@ def _make(path: Path, hf: Any, settings: TokenizationConfig, folder: Path, hash_
     report.add_dropped_rows(counts.dropped)
     meta = {
         "bytes": (folder / TOKENS).stat().st_size,
+        "tokens": damage_hash(folder / TOKENS),
         "examples": num_examples,
         "fingerprint": digest.hexdigest(),
         "report": {**vars(report), "dropped": dict(report.dropped), "left": dict(report.left)},
@@ -257,7 +267,7 @@ def _make(path: Path, hf: Any, settings: TokenizationConfig, folder: Path, hash_
         "left_out": dict(counts.left_out),
         **hash_inputs,
     }
-    (folder / META).write_text(json.dumps(meta, indent=1))
+    (folder / META).write_text(json.dumps(sealed(meta), indent=1))
 
 
 def map_chunks(path: Path, make: Callable[[], Callable[[Chunk], Any]], title: str, *, reader: Reader) -> Any:

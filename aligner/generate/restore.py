@@ -48,9 +48,9 @@ def find(name: str, cache: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    if huggingface.is_importable(name):
-        return huggingface.import_once(name, cache)
-    return folders.resolve_checkpoint(Path(name).expanduser(), "checkpoint")
+    importable = huggingface.is_importable(name)
+    path = huggingface.import_once(name, cache) if importable else Path(name).expanduser()
+    return distributed.of_rank_zero(lambda: folders.resolve_checkpoint(path, "checkpoint"))
 
 
 def restore(

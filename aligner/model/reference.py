@@ -19,6 +19,7 @@ from typing import Any, Optional
 
 import safetensors.torch
 import torch
+import xxhash
 from torch import Tensor
 
 from aligner.backend.hardware import compute_dtype
@@ -109,9 +110,9 @@ class CachedReference(Reference):
                 log_rank0(f"reference of {split}: {len(scores)} rows from {path}")
             elif resumed is not None:
                 raise CheckpointError(
-                    f"reference.dir: {path} is gone, or data.{split} is not what it was, and the weights in memory are "
-                    "already trained, so it cannot be computed again; put back what changed, or start the run anew "
-                    "under another log.name"
+                    f"reference.dir: {path} is gone or damaged, or data.{split} is not what it was, and the weights in "
+                    "memory are already trained, so it cannot be computed again; put back what changed, or start the "
+                    "run anew under another log.name"
                 )
             else:
                 scores = score_split(trainer, data, split)
@@ -250,14 +251,27 @@ def _dtype(trainer: Any) -> torch.dtype:
     return compute_dtype(trainer.strategy.megatron_parallel[0].config)
 
 
+HASH = "hash"
+"""Key of the metadata of a cache."""
+
+
+def _hash(scores: Tensor) -> str:
+    """Hash scores, to find damage."""
+    return xxhash.xxh3_128_hexdigest(f"{scores.dtype} {tuple(scores.shape)} ".encode() + scores.cpu().numpy().tobytes())
+
+
 def _load(path: Path, trainer: Any) -> Tensor | None:
     """Read the cached scores on rank 0 and broadcast them: a file may appear later on other nodes."""
     scores: Tensor | None = None
     if trainer.is_global_zero and path.exists():
         try:
-            scores = safetensors.torch.load_file(path)["logps"]
-        except (safetensors.SafetensorError, KeyError) as error:
-            log_rank0(f"reference cache {path} is damaged ({error}) and will be made again")
+            with safetensors.safe_open(path, framework="pt") as file:
+                scores, written = file.get_tensor("logps"), (file.metadata() or {}).get(HASH)
+            if _hash(scores) != written:
+                raise ValueError("is not what was written")
+        except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+            scores = None
+            log_rank0(f"reference cache {path} is damaged ({error})")
     shared = [scores]
     torch.distributed.broadcast_object_list(shared, src=0)
     return shared[0]
@@ -266,5 +280,5 @@ def _load(path: Path, trainer: Any) -> Tensor | None:
 def _save(scores: Tensor, path: Path, trainer: Any) -> None:
     if trainer.is_global_zero:
         with atomic_write(path) as partial:
-            safetensors.torch.save_file({"logps": scores.contiguous()}, partial)
+            safetensors.torch.save_file({"logps": scores.contiguous()}, partial, {HASH: _hash(scores)})
     torch.distributed.barrier()

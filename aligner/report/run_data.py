@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ class RunData:
     recipe: dict[str, Any]
     """Content of `config.yaml`; empty if the run was built without a recipe."""
     jobs: list[dict[str, Any]]
-    """`job.json` of each job, the first job first."""
+    """`job.json` of each job, the first job first; without those that are damaged."""
     notes: list[dict[str, Any]]
     samples: list[dict[str, str]]
 
@@ -59,7 +58,7 @@ def read(folder: str | Path) -> RunData:
         folder=run,
         metrics=metrics,
         recipe=yaml.safe_load(recipe.read_text()) if recipe.is_file() else {},
-        jobs=[json.loads(path.read_text()) for path in run_folder.job_files(run)],
+        jobs=[job for job in map(run_folder.read_job, run_folder.job_files(run)) if "machine" in job],
         notes=run_folder.read_lines(run / run_folder.PROVENANCE / run_folder.NOTES),
         samples=run_folder.read_lines(run / run_folder.SAMPLES),
     )
@@ -82,7 +81,7 @@ LARGE_GRADIENT = 50.0
 
 def diagnose(run: RunData) -> list[str]:
     """List the notes of the run, failed jobs, overfitting and suspicious curves."""
-    notes = (f"step {n['step']}: {n['text']}" for n in run.notes)
+    notes = (f"step {n['step']}: {n['text']}" for n in run.notes if {"step", "text"} <= n.keys())
     return [*notes, *_failed_jobs(run), *_overfitting(run), *_suspicious_curves(run)]
 
 

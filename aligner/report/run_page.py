@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aligner.common import html_pages
+from aligner.common import html_pages, run_folder
 from aligner.common.console import log_rank0
 from aligner.common.files import atomic_write
 from aligner.report import run_data
@@ -37,7 +37,7 @@ SUMMARY = {
 }
 """Metrics of the first table, in words."""
 
-PAGE, TEMPLATE = "report.html", Path(__file__).with_name("run_page.html")
+TEMPLATE = Path(__file__).with_name("run_page.html")
 MIN_STEPS = 10
 """A run with fewer logged steps gets no page when it ends."""
 
@@ -53,7 +53,7 @@ def write_report(folders: list[str], output: str | None = None) -> Path:
         CheckpointError: a folder is not a run's.
     """
     runs = [run_data.read(folder) for folder in folders]
-    path = Path(output).expanduser() if output else (runs[0].folder if len(runs) == 1 else Path()) / PAGE
+    path = Path(output).expanduser() if output else (runs[0].folder if len(runs) == 1 else Path()) / run_folder.PAGE
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
         partial.write_text(page(runs))

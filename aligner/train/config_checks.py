@@ -93,8 +93,14 @@ def _check_folders(arguments: RunArguments) -> None:
     for name in ("explicit_log_dir", "version"):
         if getattr(arguments.logger, name):
             raise ConfigError(f"log.{name}: is set; a run lives in log.log_dir/log.name, so that it can be continued")
-    if not arguments.logger.name:
+    name = arguments.logger.name
+    if not name:
         raise ConfigError("log.name: is empty; name the run")
+    if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts or not name.isprintable():
+        raise ConfigError(
+            f"log.name: {name!r} does not lead to a folder of its own within log.log_dir; give a name, as dpo or "
+            "sums/dpo, and the place as log.log_dir"
+        )
     if not arguments.runs.is_absolute() and _in_folder_of_nemo_run():
         raise ConfigError(
             f"log.log_dir: {str(arguments.runs)!r} is relative, and this job begins in NeMo-Run's own folder "

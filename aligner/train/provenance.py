@@ -23,7 +23,7 @@ import yaml
 from aligner.common import yaml_values
 from aligner.common.console import log_rank0
 from aligner.common.files import atomic_write
-from aligner.common.run_folder import PROVENANCE, RECIPE, job_files
+from aligner.common.run_folder import PROVENANCE, RECIPE, job_files, job_folders, read_job
 from aligner.common.secret_names import SECRET
 from aligner.train.arguments import RunArguments
 from aligner.train.starting_point import StartingPoint
@@ -42,8 +42,7 @@ def write(arguments: RunArguments, start: StartingPoint, settings: dict[str, Any
         The recipe as in `config.yaml`; without a recipe, the settings.
     """
     home = arguments.folder / PROVENANCE
-    number = 1 + max((int(path.name[4:]) for path in home.glob("job-*")), default=0)
-    folder = home / f"job-{number}"
+    folder = home / f"job-{1 + max(job_folders(arguments.folder), default=0)}"
     folder.mkdir(parents=True)
     recipe, text = _find_recipe(arguments), ""
     if recipe is not None:
@@ -84,7 +83,7 @@ def end(run: Path, status: str, error: BaseException | None) -> None:
     # A full disk may have ended the job; no exception here may replace its error.
     with contextlib.suppress(OSError, ValueError, IndexError):
         file = job_files(run)[-1]
-        job = json.loads(file.read_text()) | {"ended": {"at": _now(), "status": status, "error": message}}
+        job = read_job(file) | {"ended": {"at": _now(), "status": status, "error": message}}
         with atomic_write(file) as partial:
             partial.write_text(json.dumps(job, indent=2) + "\n")
 

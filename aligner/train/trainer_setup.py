@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import ProgressBar
@@ -23,7 +22,7 @@ from aligner.checkpoint.source_files import SourceFiles
 from aligner.common import run_folder
 from aligner.common.console import log_rank0
 from aligner.model import policy
-from aligner.train import resume_settings, run_lock, wandb_run
+from aligner.train import resume_settings, wandb_run
 from aligner.train.arguments import RunArguments
 from aligner.train.limits import Limits
 from aligner.train.starting_point import StartingPoint
@@ -115,10 +114,8 @@ def connect(arguments: RunArguments) -> None:
     tensorboard = TensorBoardLogger(save_dir=arguments.runs, name=logger.name, version="tensorboard")
     logger.extra_loggers = [*logger.extra_loggers, tensorboard]
     state = logger.setup(trainer, resume_if_exists=True)
-    # NeMo moves the files of earlier jobs to run_0, run_1, ...; the metrics of a run stay one file, and its lock
-    # where the next job looks for it.
-    stay = (run_folder.METRICS, run_folder.RECIPE, *run_lock.LOCK)
-    state.files_to_move = [path for path in state.files_to_move if Path(path).name not in stay]
+    # NeMo moves all files that it finds in the run's folder to run_0, run_1, ...: metrics, and what is somebody's.
+    state.files_to_move = []
     CallbackGroup.get_instance().update_config("v2", trainer=trainer, data=arguments.data)
     resume = arguments.resume
     if resume is not None:

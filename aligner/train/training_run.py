@@ -67,16 +67,13 @@ class TrainingRun:
             held.enter_context(distributed.preserved_environment())
             held.enter_context(translate_io_errors(arguments.folder))
             # A folder that exists is claimed before it is looked at; another one is made when nothing is refused.
-            existed = arguments.folder.exists()
-            if existed:
-                held.enter_context(lock_run(arguments.folder))
+            existed = distributed.of_rank_zero(lambda: self._claim(held, arguments.folder.exists()))
             self._prepare_data_and_start()
             parallelism.check(arguments.strategy.parallelism, arguments.model.config, ranks=arguments.num_ranks)
             if self._is_complete():
                 return arguments.folder
             if not existed:
-                held.enter_context(lock_run(arguments.folder))
-                self._check_still_newest()
+                distributed.of_rank_zero(lambda: self._claim(held, True))
             self._compare_settings()
             preemption = trainer_setup.add_callbacks(arguments, self.start, self.settings, began=began)
             trainer_setup.choose_kernels(arguments)
@@ -111,7 +108,7 @@ class TrainingRun:
         starting_point.set_tokenizer(arguments, self.start)
         data, tokenizer = arguments.data, arguments.model.tokenizer
         if data.date is None and date_of(tokenizer, None):
-            data.date = distributed.of_rank_zero(date_of(tokenizer, None))
+            data.date = distributed.of_rank_zero(lambda: date_of(tokenizer, None))
         multiples = parallelism.multiples(arguments.strategy.parallelism)
         data.tokenize(tokenizer, kind=arguments.objective.kind, runs=arguments.runs, **multiples)
 
@@ -145,9 +142,14 @@ class TrainingRun:
         # Otherwise a stage with changed data or loss would count as complete.
         self._compare_settings()
         folder = self.arguments.folder
+        if not distributed.of_rank_zero(lambda: self._has_last_validation(folder)):
+            log_rank0(f"{folder} has made all {done} steps; a kill took its last validation, which is made now")
+            return False
         if self.arguments.trainer.is_global_zero:
             if run_folder.ending(folder) != "success":  # killed between its last checkpoint and its end
                 provenance.end(folder, "success", None)
+            if not (folder / run_folder.PAGE).exists():
+                self.hooks.on_end(folder)
             print(
                 f"{folder} has already made {done} of {self.max_steps} steps; raise trainer.max_steps to go on, or "
                 "choose another log.name to start anew"
@@ -155,19 +157,38 @@ class TrainingRun:
             print(summary.final_table(folder), flush=True)
         return True
 
-    def _check_still_newest(self) -> None:
+    def _has_last_validation(self, folder: Path) -> bool:
+        """Return whether a complete run has the validation that follows its last step."""
+        rows = run_folder.read_metrics(folder / run_folder.METRICS)
+        last = folders.step_of(self.start.resumed) if self.start.resumed else self.max_steps
+        validated = any(row["step"] == last and any(name.startswith("val/") for name in row) for row in rows)
+        return validated or "validation" not in self.arguments.data.datasets
+
+    def _claim(self, held: contextlib.ExitStack, claims: bool) -> bool:
+        """Lock the run's folder, if it is to be, and look whether another job has changed it meanwhile."""
         resume, folder = self.arguments.resume, self.arguments.folder
-        if resume and resume.find(folder) != self.start.resumed:
-            raise CheckpointError(f"log.name: another job has just been at work in {folder}; run this one again")
+        if claims:
+            known = resume is not None and self.max_steps > 0
+            held.enter_context(lock_run(folder))
+            if known and resume is not None and resume.look(folder) != self.start.resumed:
+                raise CheckpointError(f"log.name: another job has just been at work in {folder}; run this one again")
+            run_folder.check_own(folder)
+        return claims
 
     def _compare_settings(self) -> None:
         """Refuse to resume a run under other settings than it began with."""
         self.settings = resume_settings.collect(self.arguments)
         resumed, resume = self.start.resumed, self.arguments.resume
-        saved = folders.metadata(resumed) if resumed else {}
-        before = saved.get("settings")
-        if before is None or resumed is None:
+        if resumed is None:
             return
+        saved = folders.metadata(resumed)
+        before = saved.get("settings")
+        if not isinstance(before, dict):
+            raise CheckpointError(
+                f"{resumed}: has no {folders.METADATA_FILE} with the settings that it was made under, so they cannot "
+                "be compared; put it back, or begin another run from these weights: another log.name, and "
+                f"resume.restore_config.path={resumed}"
+            )
         resume_settings.check_experts(saved["layout"], self.arguments, resumed)
         assert resume is not None
         for name, (old, new) in resume_settings.compare(before, self.settings, allowed=resume.allow_changes).items():
@@ -183,9 +204,17 @@ class TrainingRun:
                     self.hooks.on_wandb_start(arguments.logger.wandb, arguments.data.train)
         if start.resumed is not None:
             log_rank0(f"resuming from step {folders.step_of(start.resumed)}: {start.resumed}")
+            self._log_repeated(folders.step_of(start.resumed))
         elif start.initial is not None:
             log_rank0(f"starting from {start.initial}")
         summary.log_data_summary(arguments)
+
+    def _log_repeated(self, step: int) -> None:
+        """Log that steps after the checkpoint are made again, whose metrics are then written anew."""
+        rows = run_folder.read_metrics(self.arguments.folder / run_folder.METRICS)
+        last = int(max((row["step"] for row in rows if "train/loss" in row), default=-1))
+        if last >= step:
+            log_rank0(f"{run_folder.METRICS} goes to step {last}; steps {step} to {last} are made again")
 
     # ---- training ---------------------------------------------------------------------------------------------
 

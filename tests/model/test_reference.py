@@ -74,7 +74,9 @@ def test_a_resumed_run_without_its_cache_says_so(tiny: Tiny, execute: Execute, t
     caches(tmp_path)[0].unlink()
     recipe = tiny(held_out=0)
     recipe.trainer.max_steps = 6
-    with pytest.raises(CheckpointError, match=r"reference.dir: .* is gone, or data.train is not what it was"):
+    with pytest.raises(
+        CheckpointError, match=r"reference.dir: .* is gone or damaged, or data.train is not what it was"
+    ):
         execute(recipe)
 
 
