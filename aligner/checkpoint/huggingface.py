@@ -3,17 +3,18 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from aligner.checkpoint import nemo1_archive, source_files
+from aligner.checkpoint import integrity, nemo1_archive, source_files
 from aligner.checkpoint.imports import config_checks, file_checks
 from aligner.common.console import log
 from aligner.common.errors import CheckpointError
-from aligner.common.files import atomic_write
+from aligner.common.files import PARTIAL, atomic_write
 from aligner.common.locking import Lock
 from aligner.common.process_pool import hidden_main_module
 
@@ -81,6 +82,7 @@ def import_hf(source: str, output: str, compare: bool = True) -> Path:
             origin["comparison"] = importer.comparison.as_dict()
             print(importer.comparison)
         (kept / source_files.ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
+        integrity.write(partial)
     print(f"written: {target}")
     return target
 
@@ -127,6 +129,7 @@ def _import_archive(archive: Path, target: Path) -> Path:
 
     with atomic_write(target) as partial, preserved_environment(), hidden_main_module():
         convert(archive, partial)
+        integrity.write(partial)
     return target
 
 
@@ -182,6 +185,8 @@ def import_once(source: str, cache: Path, *, compare: bool = True) -> Path:
     lock.acquire(waiting=lambda owner: log(f"{source}: another process is importing it{owner}; waiting for it to end"))
     try:
         if not target.exists():
+            for stale in cache.glob(f"{target.name}.*{PARTIAL}"):  # nobody writes it while it is locked
+                shutil.rmtree(stale, ignore_errors=True)
             done = subprocess.run(
                 [sys.executable, "-m", "aligner.checkpoint.huggingface", source, str(target), str(int(compare))],
                 env=_environment_without_ranks(),

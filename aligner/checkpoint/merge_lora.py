@@ -30,6 +30,7 @@ def merge_lora(checkpoint: str, output: str) -> Path:
     from nemo.lightning.io.pl import TrainerContext
 
     from aligner.backend.distributed import preserved_environment
+    from aligner.checkpoint import integrity
     from aligner.checkpoint.folders import resolve_checkpoint
     from aligner.model.adapters import base_of, load, peft_config_of
 
@@ -51,6 +52,7 @@ def merge_lora(checkpoint: str, output: str) -> Path:
         trainer.save_checkpoint(partial, weights_only=True)
         TrainerContext.from_trainer(trainer).io_dump(partial / CONTEXT_PATH, yaml_attrs=["model"])
         SourceFiles(base).write(partial)
+        integrity.write(partial)
     print(f"written: {target}")
     return target
 

@@ -59,6 +59,7 @@ COMMANDS = {
     "report": Command("cli.report:report", "cli.report:ReportContext", "cli.report:HELP"),
     "import-hf": Command("checkpoint.huggingface:import_hf"),
     "export-hf": Command("checkpoint.huggingface:export_hf"),
+    "verify-checkpoint": Command("checkpoint.verify:verify_checkpoint"),
     "merge-lora": Command("checkpoint.merge_lora:merge_lora"),
     "lint-preferences": Command("cli.lint_preferences:lint_preferences"),
     "convert-preferences": Command("data.forms.convert:convert_preferences"),

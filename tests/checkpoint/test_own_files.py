@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ import pytest
 
 from aligner.checkpoint import folders, integrity
 from aligner.checkpoint.ledger import Ledger
+from aligner.checkpoint.verify import verify_checkpoint
 from aligner.common.errors import CheckpointError, ConfigError
+from aligner.common.files import atomic_write
 from aligner.common.run_folder import read_metrics
 from aligner.data import token_cache
 
@@ -346,3 +350,46 @@ def test_a_checkpoint_holds_what_its_recipe_had(tiny: Tiny, execute: Execute) ->
     run = execute(recipe)
     assert load_context(run / "checkpoints/step=4/context", "model").config.num_layers == 2
     execute(longer(tiny))
+
+
+def test_a_checkpoint_is_verified_when_asked(four: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verify_checkpoint(str(four))
+    told = capsys.readouterr().out
+    assert told.count("are what was written") == 2 and "step=2: " in told and "step=4: " in told
+    path = max(newest(four), key=lambda path: path.stat().st_size)
+    flip(path)
+    named = f"step=4: weights/{path.name} is not what was written"
+    with pytest.raises(CheckpointError, match=named):
+        verify_checkpoint(str(four))
+    with pytest.raises(CheckpointError, match=named):
+        verify_checkpoint(str(four / "checkpoints/step=4"))
+    (four / "checkpoints/step=2" / integrity.HASHES).unlink()
+    with pytest.raises(
+        CheckpointError, match=r"step=2: has no hashes.json, so its files cannot be compared; .*step=4: "
+    ):
+        verify_checkpoint(str(four))
+    with pytest.raises(CheckpointError, match=r"is neither a checkpoint nor a run with checkpoints/"):
+        verify_checkpoint(str(four.parent))
+
+
+# ---- what killed processes leave -----------------------------------------------------------------------------------
+
+
+def test_the_leavings_of_a_killed_write_go_with_the_next(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from aligner.common.files import atomic_write\n"
+        "with atomic_write(Path(sys.argv[1])) as partial:\n"
+        "    partial.mkdir(); (partial / 'half').write_text('x'); os.kill(os.getpid(), 9)"
+    )
+    target = tmp_path / "page"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code, str(target)])
+    (left,) = tmp_path.iterdir()
+    for name in (f"{target.name}.partial", f"{target.name}.mine.partial", f"other{left.name[4:]}"):
+        (tmp_path / name).mkdir()
+    with atomic_write(target) as partial, atomic_write(target) as other:
+        partial.write_text("one")
+        other.write_text("two")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "page", "page.partial", "page.mine.partial", f"other{left.name[4:]}"
+    }  # fmt: skip
