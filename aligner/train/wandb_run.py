@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aligner.common import network
+from aligner.common import network, secrets_filter
 from aligner.common.console import log_rank0
 from aligner.common.errors import REQUEUE, ConfigError
 from aligner.common.files import atomic_write
@@ -83,8 +83,8 @@ def place(logger: WandbLogger, folder: Path, *, write: bool) -> None:
 
 
 def describe(logger: WandbLogger, recipe: dict[str, Any]) -> None:
-    """Log the recipe as the W&B run's config."""
-    logger.experiment.config.update(recipe, allow_val_change=True)
+    """Log the recipe as the W&B run's config, without its secrets."""
+    logger.experiment.config.update(secrets_filter.hidden_in(recipe), allow_val_change=True)
 
 
 def finish(logger: WandbLogger | None, status: str, *, page: Path | None) -> None:
