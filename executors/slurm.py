@@ -94,6 +94,7 @@ def slurm(
     more = {"container_image": container_image, "ssh_identity": ssh_identity, "job_dir": job_dir}
     _check_texts({**texts, **more}, sbatch, [*(setup_lines or []), *(container_mounts or [])])
     _check_arguments(time, signal_delay_s, retries, ssh, job_dir, launcher)
+    flags = {name: values.flag(value) for name, value in (sbatch or {}).items()}
     tasks = ntasks_per_node or gpus_per_node or 1
     executor = run.SlurmExecutor(
         account=account,
@@ -109,7 +110,7 @@ def slurm(
         exclude=exclude,
         mem=mem,
         container_image=None if container_image is None else values.quoted(container_image),
-        additional_parameters={"overcommit": True, "kill_on_invalid_dep": "yes", **(sbatch or {})},
+        additional_parameters={"overcommit": True, "kill_on_invalid_dep": "yes", **flags},
         tunnel=_tunnel(ssh, ssh_identity, job_dir),
         **_job_environment(container_image, container_mounts, env_vars, setup_lines, ssh, launcher),
         launcher=launcher,
@@ -163,6 +164,9 @@ def _check_texts(texts: dict[str, str | None], sbatch: dict[str, Any] | None, ot
         if text is not None:
             values.check_one_line(field, text)
             values.refuse_secret(field, text)
+    for field in ("account", "partition", "exclude", "mem"):
+        if "\\" in (texts[field] or ""):
+            raise ConfigError(f"run.executor.{field}: {texts[field]!r} has a backslash, which Slurm has in none")
     for text in others:
         values.refuse_secret("setup_lines, container_mounts", text)
 

@@ -42,6 +42,11 @@ def check_one_line(field: str, value: Any) -> None:
         )
 
 
+def flag(value: Any) -> Any:
+    """Return a value for NeMo-Run's `#SBATCH --flag='VALUE'`: Slurm reads a backslash also between single quotes."""
+    return value.replace("\\", "\\\\") if isinstance(value, str) else value
+
+
 def check_folder(field: str, value: str) -> None:
     """Check that a folder of NeMo-Run's jobs needs no quotes, because NeMo-Run writes it into commands without any.
 

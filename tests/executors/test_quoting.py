@@ -14,6 +14,7 @@ from typing import Any
 
 import nemo_run as run
 import pytest
+from cluster import slurm
 
 from aligner import executors
 from aligner.common.errors import ConfigError
@@ -88,15 +89,35 @@ def test_every_text_arrives(text: str, tmp_path: Path, record: Path, monkeypatch
     folder = tmp_path / f"in {text.replace('/', '_').replace(',', '_')}"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    plain = text.replace("/nemo_run", "")  # NeMo-Run also replaces it in the flags of a job without a container
+    # Slurm has no backslashes in these, and NeMo-Run replaces its folder in them.
+    plain = text.replace("/nemo_run", "").replace("\\", "")
     given = {"partition": plain, "exclude": plain, "mem": plain, "account": plain}
-    script = script_of(env_vars={"MINE": text}, sbatch={"comment": plain}, **given)
+    script = script_of(env_vars={"MINE": text}, **given)
     found = flags(script)
-    assert {name: found[f"--{name}"] for name in (*given, "comment")} == {**given, "comment": plain}
+    assert {name: found[f"--{name}"] for name in given} == given
     argv, env = run_script(script, tmp_path, record)
     assert env["MINE"] == text
     assert argv[argv.index("--kill-on-bad-exit=0") + 1 :][:2] == [f"--chdir={folder}", "python"]
     assert re.fullmatch(r"/[\w./-]*/log-[\w.-]*st_%j_0\.out", argv[argv.index("--output") + 1])
+
+
+def test_slurm_reads_every_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real sbatch, whose quotes are nearly those of a shell."""
+    folder = tmp_path / "it's here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with slurm(tmp_path / "cluster") as environment:
+        everything = os.environ | environment
+
+        def output(*words: str) -> str:
+            return subprocess.run(words, env=everything, capture_output=True, text=True, check=True).stdout
+
+        for text in TEXTS:
+            script = folder / "script.sh"
+            more = {"hold": True, "comment": text, "job_name": "named"}
+            script.write_text(script_of(container_image="i", partition="gpu", sbatch=more))
+            job = output("sbatch", "--parsable", str(script)).strip()
+            assert output("squeue", "-h", "-j", job, "-o", "%j %P %k") == f"named gpu {text}\n"
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -150,6 +171,7 @@ def test_line_breaks_are_refused(given: dict[str, Any], field: str, character: s
     ("given", "message"),
     [
         ({"container_mounts": ["/a,b:/c"], "container_image": "i"}, r"run.executor.container_mounts: .*has a comma"),
+        ({"partition": "a\\b"}, r"run.executor.partition: 'a\\\\b' has a backslash"),
         ({"sbatch": {"qos=x\n#": "y"}}, r"run.executor.sbatch: 'qos=x\\n#' is no flag of sbatch"),
         ({"env_vars": {"A;B": "x"}}, r"run.executor.env_vars: 'A;B' is no name of a variable"),
         ({"ssh": "me@host;x", "job_dir": "/j"}, r"run.executor.ssh: 'me@host;x'; write user@host"),
