@@ -77,7 +77,7 @@ def write(arguments: RunArguments, start: StartingPoint, settings: dict[str, Any
             log_rank0(f"{RECIPE} can be run again after {', '.join(secret)} is set, which holds a secret and is hidden")
         (folder / RECIPE).write_text(text)
         (arguments.folder / RECIPE).write_text(text)
-    commit, difference = _git_state()
+    commit, difference = git_state()
     if difference:
         (folder / "code.diff").write_text(secrets_filter.hidden(difference))
     (folder / "packages.txt").write_text("\n".join(_packages()) + "\n")
@@ -165,7 +165,7 @@ def _yaml(recipe: run.Partial) -> tuple[str, list[str], list[str]]:
     return ConfigSerializer().serialize_yaml(written), as_text, secret
 
 
-def _git_state() -> tuple[str | None, str]:
+def git_state() -> tuple[str | None, str]:
     """Return the folder's commit and the diff to it: at the time of shipping the job, or else now."""
 
     def git(*words: str) -> str | None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, LambdaCallback
+from lightning.pytorch.loggers import WandbLogger
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.transformer.enums import AttnBackend
 from nemo import lightning as nl
@@ -62,7 +63,7 @@ def test_no_file_of_a_run_has_a_secret(
     """By name, by value, in a URL, in the recipe, on the command line, in uncommitted code, in an error."""
     for name, value in {
         "HF_ENDPOINT": f"https://user:{SEKRET}@hub", "WANDB_BASE_URL": f"https://u:{SEKRET}@wb", "NEMO_PW": SEKRET,
-        "HF_COOKIE": SEKRET, "NCCL_NOTE": f"as {SEKRET} says", "WANDB_NOTES": "ghp_" + "a1B2" * 9,
+        "HF_COOKIE": SEKRET, "NCCL_NOTE": f"as {SEKRET} says", "WANDB_REMARK": "ghp_" + "a1B2" * 9,
         "TORCH_URL": f"https://h/x?token={SEKRET}", "HF_HOME_NOTE": "kept",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
@@ -77,12 +78,14 @@ def test_no_file_of_a_run_has_a_secret(
     words = ["nemo", "llm", f"engine.base_url=http://u:{SEKRET}@h/v1", "engine.api_key=swordfish7", "--token", SEKRET]
     monkeypatch.setattr("sys.argv", words)
     recipe = tiny("one")
+    recipe.log.wandb = run.Config(WandbLogger, project="p", offline=True)
     recipe.trainer.callbacks = [run.Config(Remembers, url=f"http://me:{SEKRET}@host/v1", password="swordfish7")]
     with pytest.raises(RuntimeError):
         run.run(recipe, direct=True)
     folder = tmp_path / "runs/one"
     texts = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     told = "".join(capfd.readouterr())
+    assert any(path.suffix == ".wandb" for path in texts)
     for secret in (SEKRET, "swordfish7", "ghp_"):
         assert [path for path, text in texts.items() if secret.encode() in text] == []
         assert secret not in told
