@@ -162,20 +162,22 @@ def _hide_assigned(match: re.Match[str]) -> str:
 # ---- values of the environment --------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=1024)
+def _values_of(name: str, value: str) -> tuple[str, ...]:
+    """Return the texts that are secret in a variable of the environment: its value, or a password in its URL."""
+    found: set[str] = set()
+    for match in USERINFO.finditer(value) if "://" in value else ():
+        password = match[0][:-1].partition(":")[2]
+        found |= {form for form in (password, urllib.parse.unquote(password)) if not _is_trivial(form)}
+    text = value.strip()
+    if is_secret(name, text) and not text.startswith(("/", "~", "./")):
+        found |= {text, urllib.parse.quote(text, safe="")}
+    return tuple(form for form in found if len(form) >= 8)
+
+
 def _secret_values() -> list[tuple[str, str]]:
-    """Return values of secret variables, and passwords of URLs in others, with the names; the longest first."""
-    found: dict[str, str] = {}
-    for name, value in os.environ.items():
-        if "://" in value:
-            for match in USERINFO.finditer(value):
-                password = match[0][:-1].partition(":")[2]
-                for form in (password, urllib.parse.unquote(password)):
-                    if len(form) >= 8 and not _is_trivial(form):
-                        found.setdefault(form, name)
-        text = value.strip()
-        if len(text) >= 8 and is_secret(name, text) and not text.startswith(("/", "~", "./")):
-            found[text] = name
-            found.setdefault(urllib.parse.quote(text, safe=""), name)
+    """Return secret texts of the environment with the names of their variables; the longest first."""
+    found = {form: name for name, value in os.environ.items() for form in _values_of(name, value)}
     return sorted(found.items(), key=lambda item: -len(item[0]))
 
 
