@@ -16,6 +16,7 @@ from nemo_run.config import get_nemorun_home
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
 from aligner.common.errors import ConfigError
+from aligner.executors.values import check_folder, unquoted
 
 
 def check_not_in_job() -> None:
@@ -70,11 +71,7 @@ def check_executor(executor: run.Executor, *, detach: bool) -> None:
     Raises:
         ConfigError: a check fails; nothing was submitted.
     """
-    home = get_nemorun_home()
-    if re.search(r"\s", home):
-        raise ConfigError(
-            f"NEMORUN_HOME: {home!r}; NeMo-Run writes it into commands without quotes; set it to one without spaces"
-        )
+    check_folder("NEMORUN_HOME", get_nemorun_home())
     if isinstance(executor, run.SlurmExecutor):
         _check_slurm(executor)
     elif detach:
@@ -205,14 +202,14 @@ def _check_slurm(executor: run.SlurmExecutor) -> None:
         and "--container-image" not in _run_on_cluster(executor, "srun --help 2>&1").stdout
     ):
         raise ConfigError(
-            f"run.executor.container_image: {executor.container_image}, but this Slurm has no pyxis to run containers; "
-            "leave it out, and activate what the job needs by setup_lines=['source venv/bin/activate']"
+            f"run.executor.container_image: {unquoted(executor.container_image)}, but this Slurm has no pyxis to run "
+            "containers; leave it out, and activate what the job needs by setup_lines=['source venv/bin/activate']"
         )
     if isinstance(executor.tunnel, run.LocalTunnel):
-        image = executor.container_image or ""
+        image = unquoted(executor.container_image or "")
         if image.startswith(("/", "./")) and not Path(image).exists():
             raise ConfigError(f"run.executor.container_image: there is no {image}")
-        for mount in executor.container_mounts:
+        for mount in map(unquoted, executor.container_mounts):
             folder = mount.split(":")[0]
             if os.path.isabs(folder) and not Path(folder).exists():
                 raise ConfigError(f"run.executor.container_mounts: {mount}: there is no {folder}")

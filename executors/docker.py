@@ -6,8 +6,8 @@ from typing import Optional
 
 import nemo_run as run
 
-from aligner.common import secret_names
 from aligner.common.errors import ConfigError
+from aligner.executors import values
 
 
 def docker(
@@ -34,14 +34,20 @@ def docker(
         env_vars: environment variables of the job.
 
     Raises:
-        ConfigError: a volume's folder does not exist, or a variable looks like a secret.
+        ConfigError: a volume's folder does not exist or cannot be mounted, or a value looks like a secret.
     """
-    secret_names.refuse(env_vars)
+    values.check_env_vars(env_vars)
+    for field, value in (("container_image", container_image), ("network", network), ("shm_size", shm_size)):
+        values.check_one_line(field, value)
+        values.refuse_secret(field, value)
     for volume in volumes or []:
+        values.check_one_line("volumes", volume)
         folder = Path(volume.split(":")[0]).expanduser()
         if folder.is_absolute() and not folder.exists():
             raise ConfigError(f"run.executor.volumes: {volume}: there is no {folder}; Docker would make an empty one")
     # The working directory of NeMo-Run's containers is /nemo_run/code.
+    if ":" in os.getcwd():
+        raise ConfigError(f"run.executor: Docker cannot mount {os.getcwd()!r}, which has a colon; start elsewhere")
     mounts = [f"{os.getcwd()}:/nemo_run/code", *(volumes or [])]
     # The container's host name does not resolve in the host network; torchrun would wait for it.
     local_address = {"PET_LOCAL_ADDR": "127.0.0.1"} if network == "host" else {}

@@ -12,6 +12,7 @@ from typing import Any
 import nemo_run as run
 
 from aligner.common.errors import REQUEUE, ConfigError
+from aligner.common.secrets_filter import hidden, hidden_words
 
 
 class JobFailed(RuntimeError):
@@ -66,7 +67,7 @@ def wait_until_final(experiment: run.Experiment, executor: run.Executor) -> Stag
 
 def _job_fields(executor: run.SlurmExecutor, job: str) -> dict[str, str]:
     """Return the fields of a job in `scontrol`; empty if Slurm has forgotten the job."""
-    output = executor.tunnel.run(f"scontrol --oneliner show job {job}", warn=True, in_stream=False).stdout
+    output = executor.tunnel.run(f"scontrol --oneliner show job {shlex.quote(job)}", warn=True, in_stream=False).stdout
     return dict(re.findall(r"(\w+)=(\S*)", output))
 
 
@@ -87,9 +88,9 @@ def report(stage: str, statuses: StageStatuses, experiment: run.Experiment, exec
     if log is not None:
         lines += [f"its log, {log}, ends with:", *(f"  {line}" for line in _log_tail(log))]
     lines.append(f"all of it: nemo experiment logs {experiment._id} {list(states).index(stage)}")
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = shlex.join(hidden_words([Path(sys.argv[0]).name, *sys.argv[1:]]))
     lines.append(f"after fixing the error, the same command resumes where it stopped: {command}")
-    return "\n".join(lines)
+    return hidden("\n".join(lines))
 
 
 def _slurm_ending(executor: run.SlurmExecutor, job: str) -> str:

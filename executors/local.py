@@ -12,8 +12,8 @@ from typing import Any, Optional
 import nemo_run as run
 import psutil
 
-from aligner.common import secret_names
 from aligner.common.console import log
+from aligner.executors import values
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 60.0
@@ -30,7 +30,7 @@ def local(*, ntasks_per_node: int = 1, env_vars: Optional[dict[str, str]] = None
     Raises:
         ConfigError: a variable looks like a secret.
     """
-    secret_names.refuse(env_vars)
+    values.check_env_vars(env_vars)
     # NeMo-Run starts the first `torchrun` in PATH; put this Python's folder first.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return run.LocalExecutor(

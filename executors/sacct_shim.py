@@ -6,6 +6,7 @@ from pathlib import Path
 import nemo_run as run
 
 from aligner.common.errors import ConfigError
+from aligner.executors.values import quoted
 
 SHIM = Path(__file__).resolve().parent / "sacct-shim"
 """Folder of a `sacct` script that reads from `scontrol`."""
@@ -28,7 +29,7 @@ def ensure_sacct(executor: run.SlurmExecutor, *, detach: bool) -> None:
             )
         return
     path = [folder for folder in os.environ["PATH"].split(os.pathsep) if folder != str(SHIM)]
-    real = executor.tunnel.run(f"PATH='{os.pathsep.join(path)}' sacct --jobs=0", warn=True, in_stream=False)
+    real = executor.tunnel.run(f"PATH={quoted(os.pathsep.join(path))} sacct --jobs=0", warn=True, in_stream=False)
     if real.return_code:
         path = [str(SHIM), *path]
     # PATH is not restored: other threads may follow jobs, too.

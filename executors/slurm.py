@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any, Optional
 
 import nemo_run as run
 
-from aligner.common import secret_names
 from aligner.common.errors import REQUEUE, ConfigError
-from aligner.executors import packaging
+from aligner.executors import packaging, values
 
 PREEMPTED = (REQUEUE, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
 """Exit codes of a preempted job: it has saved, or had not yet installed its signal handler."""
@@ -92,10 +90,15 @@ def slurm(
     Raises:
         ConfigError: an argument is invalid.
     """
+    texts = {"account": account, "partition": partition, "exclude": exclude, "mem": mem, "ssh": ssh}
+    more = {"container_image": container_image, "ssh_identity": ssh_identity, "job_dir": job_dir}
+    _check_texts({**texts, **more}, sbatch, [*(setup_lines or []), *(container_mounts or [])])
     _check_arguments(time, signal_delay_s, retries, ssh, job_dir, launcher)
+    flags = {name: values.flag(value) for name, value in (sbatch or {}).items()}
     tasks = ntasks_per_node or gpus_per_node or 1
     executor = run.SlurmExecutor(
         account=account,
+        job_name_prefix=_name_prefix(account),
         partition=partition,
         nodes=nodes,
         ntasks_per_node=tasks,
@@ -106,8 +109,8 @@ def slurm(
         exclusive=exclusive or None,
         exclude=exclude,
         mem=mem,
-        container_image=container_image,
-        additional_parameters={"overcommit": True, "kill_on_invalid_dep": "yes", **(sbatch or {})},
+        container_image=None if container_image is None else values.quoted(container_image),
+        additional_parameters={"overcommit": True, "kill_on_invalid_dep": "yes", **flags},
         tunnel=_tunnel(ssh, ssh_identity, job_dir),
         **_job_environment(container_image, container_mounts, env_vars, setup_lines, ssh, launcher),
         launcher=launcher,
@@ -127,17 +130,19 @@ def _job_environment(
 ) -> dict[str, Any]:
     """Return code, folder, environment and script of a job, as arguments of run.SlurmExecutor."""
     folder, (packager, commit_vars) = os.getcwd(), packaging.code()
-    environment, mounts, srun_args = commit_vars | _environment(env_vars), list(container_mounts or []), []
+    values.check_one_line("container_mounts", folder)
+    environment, srun_args = commit_vars | _environment(env_vars), []
+    mounts = [values.quoted_mount("container_mounts", mount) for mount in container_mounts or []]
     lines = [REQUEUE_FILTER.replace("CODES", "|".join(f"requeue:{code}" for code in _requeue_codes(launcher)))]
     if image is not None:
         # Python starts in the folder of the shipped code; the image keeps its own PYTHONPATH.
-        mounts += [f"{folder}:{folder}"] if ssh is None else []
+        mounts += [values.quoted_mount("container_mounts", f"{folder}:{folder}")] if ssh is None else []
     elif ssh is None:
         # Shipped code comes before installed code; paths are relative to the current folder.
         python_path = ":".join(filter(None, ["/nemo_run/code", environment.get("PYTHONPATH")]))
         environment |= {"PYTHONPATH": python_path, "PYTHONSAFEPATH": "1"}
-        srun_args.append(f"--chdir={shlex.quote(folder)}")
-        lines.append(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
+        srun_args.append(f"--chdir={values.quoted(folder)}")
+        lines.append(f"export PATH={values.quoted(str(Path(sys.executable).parent))}:$PATH")
     return {
         "packager": packager,
         "env_vars": environment,
@@ -148,6 +153,28 @@ def _job_environment(
         "srun_args": ["--label", "--kill-on-bad-exit=0", *srun_args],
         "setup_lines": "\n".join([*lines, *(setup_lines or [])]),
     }
+
+
+def _check_texts(texts: dict[str, str | None], sbatch: dict[str, Any] | None, others: list[str]) -> None:
+    """Refuse line breaks in what becomes a line of the script, secrets, and names of flags that are none."""
+    for flag in sbatch or {}:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", flag):
+            raise ConfigError(f"run.executor.sbatch: {flag!r} is no flag of sbatch; write it as 'qos'")
+    for field, text in {**texts, **{f"sbatch.{flag}": value for flag, value in (sbatch or {}).items()}}.items():
+        if text is not None:
+            values.check_one_line(field, text)
+            values.refuse_secret(field, text)
+    for field in ("account", "partition", "exclude", "mem"):
+        if "\\" in (texts[field] or ""):
+            raise ConfigError(f"run.executor.{field}: {texts[field]!r} has a backslash, which Slurm has in none")
+    for text in others:
+        values.refuse_secret("setup_lines, container_mounts", text)
+
+
+def _name_prefix(account: str) -> str | None:
+    """Return the beginning of job names and log files; None: NeMo-Run's own, which has the account as it is."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", account)
+    return None if plain == account else f"{plain}-{plain.split('_')[-1]}."
 
 
 def _check_arguments(
@@ -161,6 +188,8 @@ def _check_arguments(
         )
     if ssh is not None and job_dir is None:
         raise ConfigError("run.executor.job_dir: missing; with ssh, name a folder on the cluster for scripts and logs")
+    if job_dir is not None:
+        values.check_folder("run.executor.job_dir", job_dir)
     if launcher not in (None, "ft"):
         raise ConfigError(
             f"run.executor.launcher: {launcher!r} is neither None nor ft; srun starts the ranks, and torchrun would "
@@ -188,7 +217,7 @@ def seconds_of(time: str) -> int:
 
 def _environment(env_vars: dict[str, str] | None) -> dict[str, str]:
     """Return quoted variables: NeMo-Run writes them into the script in capitals and without quotes."""
-    secret_names.refuse(env_vars)
+    values.check_env_vars(env_vars)
     for name, value in (env_vars or {}).items():
         if name != name.upper():
             raise ConfigError(
@@ -196,17 +225,21 @@ def _environment(env_vars: dict[str, str] | None) -> dict[str, str]:
             )
         if "\n" in str(value):
             raise ConfigError(f"run.executor.env_vars: {name} has more than one line; use setup_lines")
-    return {name: shlex.quote(str(value)) for name, value in (env_vars or {}).items()}
+    # NeMo-Run replaces `$head_node_ip_var` and others in them, and reads $$ as one $.
+    return {name: values.quoted(str(value)).replace("$", "$$") for name, value in (env_vars or {}).items()}
 
 
 def _tunnel(ssh: str | None, identity: str | None, job_dir: str | None) -> Any:
     if ssh is None:
         return run.LocalTunnel(job_dir="")
-    match = re.fullmatch(r"([^@\s]+)@([^:\s]+)(?::(\d+))?", ssh)
+    # NeMo-Run writes both into commands without quotes.
+    match = re.fullmatch(r"(\w[\w.+-]*)@([A-Za-z0-9][A-Za-z0-9.-]*)(?::(\d+))?", ssh, re.ASCII)
     if match is None:
         raise ConfigError(f"run.executor.ssh: {ssh!r}; write user@host or user@host:port")
     if identity is not None and not Path(identity).expanduser().is_file():
         raise ConfigError(f"run.executor.ssh_identity: there is no {identity}; name a private key")
     user, host, port = match.groups()
     key = str(Path(identity).expanduser()) if identity else None
+    if key:
+        values.check_folder("run.executor.ssh_identity", key)
     return run.SSHTunnel(host=host, user=user, port=int(port) if port else None, identity=key, job_dir=str(job_dir))

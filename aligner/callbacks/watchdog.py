@@ -18,7 +18,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from aligner.common.console import log_rank0
+from aligner.common.console import log, log_rank0
 from aligner.common.files import atomic_write
 from aligner.model.scoring import SCORING
 
@@ -126,7 +126,7 @@ class Watchdog(pl.Callback):
         if states and states[0]["rank"] == self.rank:
             # `log_rank0` logs on rank 0 alone, which may be the rank that is gone.
             message = report(states, self.ranks, folder=self.folder)
-            log_rank0(message) if self.rank == 0 else print(f"[align] {message}", file=sys.stderr, flush=True)
+            log_rank0(message) if self.rank == 0 else log(message)
 
 
 def report(found: list[dict[str, Any]], ranks: int, *, folder: Path) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from aligner.common.errors import UserError
+from aligner.common.secrets_filter import hidden
 
 VERBOSE = os.environ.get("NEMO_ALIGN_VERBOSE", "0") != "0"
 
@@ -74,7 +75,7 @@ def install_excepthook() -> None:
     def write_exception(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         user = isinstance(error, UserError)
         lines = [f"{kind.__name__}: {error}\n"] if user else traceback.format_exception(kind, error, trace)
-        sys.stderr.write("".join(lines))
+        sys.stderr.write(hidden("".join(lines)))
 
     sys.excepthook = write_exception
 
@@ -111,11 +112,11 @@ def log_rank0(message: str) -> None:
     """Log one line of this package on the console of rank 0 and in the run's log file."""
     from nemo.utils import logging as nemo_logging
 
-    nemo_logging.info(message)
+    nemo_logging.info(hidden(message))
     if not VERBOSE and is_first_rank():
         log(message)
 
 
 def log(message: str) -> None:
     """Print one line of this package without importing NeMo, for launchers."""
-    print(f"[align] {message}", file=messages(), flush=True)
+    print(f"[align] {hidden(message)}", file=messages(), flush=True)

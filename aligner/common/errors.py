@@ -13,12 +13,20 @@ pickled, because launchers pass a rank's exception between processes.
 
 from __future__ import annotations
 
+from aligner.common.secrets_filter import hidden
+
 REQUEUE = 75
 """Exit code of a job that has saved a checkpoint and must be requeued: EX_TEMPFAIL of sysexits.h."""
 
 
 class AlignError(Exception):
-    """Base class of all deliberate exceptions."""
+    """Base class of all deliberate exceptions; their text has no secrets, as a URL's password in an argument."""
+
+    def __str__(self) -> str:
+        return hidden(super().__str__())
+
+    def __repr__(self) -> str:
+        return hidden(super().__repr__())
 
 
 class UserError(AlignError, ValueError):

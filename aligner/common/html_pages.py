@@ -9,11 +9,13 @@ import io
 from pathlib import Path
 from typing import Any
 
+from aligner.common.secrets_filter import hidden
+
 BASE = Path(__file__).parent
 
 
 def render(template: Path, **values: Any) -> str:
-    """Render a template; text in `values` is escaped.
+    """Render a template; text in `values` is escaped, and secrets are hidden.
 
     Args:
         template: template file.
@@ -22,7 +24,7 @@ def render(template: Path, **values: Any) -> str:
     import jinja2
 
     loader = jinja2.FileSystemLoader([template.parent, BASE])
-    return jinja2.Environment(autoescape=True, loader=loader).get_template(template.name).render(**values)
+    return hidden(jinja2.Environment(autoescape=True, loader=loader).get_template(template.name).render(**values))
 
 
 def svg(figure: Any) -> Any:

@@ -20,6 +20,8 @@ import fiddle as fdl
 import nemo_run as run
 import torch
 
+from aligner.common import secrets_filter
+
 
 def member(kind: str, name: str) -> enum.Enum:
     """Return the member of an enumeration, both by name."""
@@ -46,6 +48,31 @@ def representable(recipe: run.Partial) -> tuple[run.Partial, list[str]]:
     """Return a copy of a recipe that YAML can hold, and the paths of what is text in it and cannot be read back."""
     as_text: list[str] = []
     return _converted(recipe, "", as_text), as_text
+
+
+def without_secrets(recipe: run.Partial) -> tuple[run.Partial, list[str]]:
+    """Return a copy of a representable recipe with its secrets hidden, and their paths."""
+    paths: list[str] = []
+    return _without_secrets(recipe, "", paths), paths
+
+
+def _without_secrets(value: Any, where: str, paths: list[str]) -> Any:
+    """Hide the secrets of a value; `where` is its path."""
+    inner = functools.partial(_without_secrets, paths=paths)
+    if isinstance(value, fdl.Buildable):
+        copied = value.__copy__()
+        for name, argument in value.__arguments__.items():
+            if isinstance(name, str):
+                setattr(copied, name, inner(argument, f"{where}.{name}".lstrip(".")))
+        return copied
+    if isinstance(value, dict):
+        return {key: inner(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [inner(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    shown = secrets_filter.hidden_in(value, name=where.rpartition(".")[2]) if isinstance(value, str) else value
+    if shown is not value and shown != value:
+        paths.append(where)
+    return shown
 
 
 def _converted(value: Any, where: str, as_text: list[str]) -> Any:

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from aligner.common import secrets_filter
 from aligner.common.errors import ConfigError, RowError
 from aligner.common.files import PARTIAL, atomic_write
 from aligner.common.locking import Busy, Lock
@@ -30,7 +31,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, settings: JsonObject) -> None:
-        self.path, self.settings = path, json.loads(json.dumps(settings))
+        self.path, self.settings = path, secrets_filter.hidden_in(json.loads(json.dumps(settings)))
         self.parts = path.with_name(f"{path.name}.parts")
         self.made_with = path.with_name(f"{path.name}.settings.json")
         self._lock = Lock(self.parts / ".lock")

@@ -19,18 +19,38 @@ from typing import Any
 
 import nemo_run as run
 import yaml
+from lightning.pytorch.callbacks import Callback
 
-from aligner.common import yaml_values
+from aligner.common import secrets_filter, yaml_values
 from aligner.common.console import log_rank0
 from aligner.common.files import atomic_write
 from aligner.common.run_folder import PROVENANCE, RECIPE, job_files, job_folders, read_job
-from aligner.common.secret_names import SECRET
 from aligner.train.arguments import RunArguments
 from aligner.train.starting_point import StartingPoint
 
 RECORDED = re.compile(
     r"^(NEMO|NEMORUN|SLURM|CUDA|NCCL|NVTE|TORCH|OMP|GLOO|PYTORCH|HF|WANDB|MASTER|RANK|WORLD|LOCAL)(_|$)"
 )
+
+
+class FilesOfNeMo(Callback):
+    """Hides secrets in the command line and the git diff that NeMo writes into a run's folder at the start."""
+
+    NAMES = ("cmd-args.log", "git-info.log")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        # NeMo's checkpoint callback writes them in `on_train_start`, as the last callback.
+        for file in (self.folder / name for name in self.NAMES if trainer.is_global_zero):
+            text = file.read_text(errors="replace") if file.is_file() else ""
+            shown = secrets_filter.hidden(text)
+            if file.name == self.NAMES[0] and text == " ".join(sys.argv):
+                shown = " ".join(secrets_filter.hidden_words(sys.argv))
+            if shown != text:
+                with atomic_write(file) as partial:
+                    partial.write_text(shown)
 
 
 def write(arguments: RunArguments, start: StartingPoint, settings: dict[str, Any]) -> dict[str, Any]:
@@ -46,21 +66,23 @@ def write(arguments: RunArguments, start: StartingPoint, settings: dict[str, Any
     folder.mkdir(parents=True)
     recipe, text = _find_recipe(arguments), ""
     if recipe is not None:
-        text, as_text = _yaml(recipe)
+        text, as_text, secret = _yaml(recipe)
         if as_text:
             log_rank0(
                 f"{RECIPE} cannot be run again, because {', '.join(sorted(as_text))} cannot be written as YAML; give "
                 "run.Config or run.Partial of what it is made of"
             )
+        if secret:
+            log_rank0(f"{RECIPE} can be run again after {', '.join(secret)} is set, which holds a secret and is hidden")
         (folder / RECIPE).write_text(text)
         (arguments.folder / RECIPE).write_text(text)
-    commit, difference = _git_state()
+    commit, difference = git_state()
     if difference:
-        (folder / "code.diff").write_text(difference)
+        (folder / "code.diff").write_text(secrets_filter.hidden(difference))
     (folder / "packages.txt").write_text("\n".join(_packages()) + "\n")
     job = {
         "began": _now(),
-        "command": sys.argv,
+        "command": secrets_filter.hidden_words(sys.argv),
         "folder": str(Path.cwd()),
         "machine": {"host": platform.node(), "system": platform.platform(), "python": platform.python_version()},
         "ranks": arguments.trainer.world_size,
@@ -71,15 +93,21 @@ def write(arguments: RunArguments, start: StartingPoint, settings: dict[str, Any
             "changed": bool(difference) or os.environ.get("NEMO_ALIGN_SNAPSHOT", commit) != commit,
         },
         "settings": settings,
-        "environment": {k: v for k, v in sorted(os.environ.items()) if RECORDED.match(k) and not SECRET.search(k)},
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if RECORDED.match(name) and not secrets_filter.is_secret_name(name)
+        },
     }
-    (folder / "job.json").write_text(json.dumps(job, indent=2, default=str) + "\n")
-    return settings if recipe is None else yaml.safe_load(text)
+    job = secrets_filter.hidden_in(json.loads(json.dumps(job, default=str)))
+    (folder / "job.json").write_text(json.dumps(job, indent=2) + "\n")
+    return job["settings"] if recipe is None else yaml.safe_load(text)
 
 
 def end(run: Path, status: str, error: BaseException | None) -> None:
     """Record how the newest job ended: `success`, `preempted`, or `failed` with its error; rank 0 calls."""
-    message = None if error is None or status != "failed" else f"{type(error).__name__}: {error}"
+    failed = error is not None and status == "failed"
+    message = secrets_filter.hidden(f"{type(error).__name__}: {error}") if failed else None
     # A full disk may have ended the job; no exception here may replace its error.
     with contextlib.suppress(OSError, ValueError, IndexError):
         file = job_files(run)[-1]
@@ -127,15 +155,16 @@ def _stages(value: Any) -> Iterator[run.Partial]:
         value = getattr(getattr(value, "resume", None), "init_stage", None)
 
 
-def _yaml(recipe: run.Partial) -> tuple[str, list[str]]:
-    """Return a recipe as YAML, and the paths of what is text in it that cannot be read back."""
+def _yaml(recipe: run.Partial) -> tuple[str, list[str], list[str]]:
+    """Return a recipe as YAML, paths of what is text in it and cannot be read back, and what is hidden."""
     from nemo_run.cli.config import ConfigSerializer
 
     written, as_text = yaml_values.representable(recipe)
-    return ConfigSerializer().serialize_yaml(written), as_text
+    written, secret = yaml_values.without_secrets(written)
+    return ConfigSerializer().serialize_yaml(written), as_text, secret
 
 
-def _git_state() -> tuple[str | None, str]:
+def git_state() -> tuple[str | None, str]:
     """Return the folder's commit and the diff to it: at the time of shipping the job, or else now."""
 
     def git(*words: str) -> str | None:

@@ -22,7 +22,7 @@ from aligner.checkpoint.source_files import SourceFiles
 from aligner.common import run_folder
 from aligner.common.console import log_rank0
 from aligner.model import policy
-from aligner.train import resume_settings, wandb_run
+from aligner.train import provenance, resume_settings, wandb_run
 from aligner.train.arguments import RunArguments
 from aligner.train.limits import Limits
 from aligner.train.starting_point import StartingPoint
@@ -68,6 +68,7 @@ def add_callbacks(
         anomalies,
         StepPreparation(trainer, reductions, reference, seed=arguments.data.seed),
         Progress(metrics),
+        provenance.FilesOfNeMo(arguments.folder),
         preemption,
     ]
     trainer.callbacks = [*ours, *theirs]  # type: ignore[attr-defined]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 import os
 import secrets
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aligner.common import network
+from aligner.common import network, secrets_filter
 from aligner.common.console import log_rank0
 from aligner.common.errors import REQUEUE, ConfigError
 from aligner.common.files import atomic_write
 from aligner.common.run_folder import PROVENANCE, WANDB_ID
+from aligner.train import provenance
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
@@ -79,12 +81,26 @@ def place(logger: WandbLogger, folder: Path, *, write: bool) -> None:
         _id_file(folder).parent.mkdir(exist_ok=True)
         with atomic_write(_id_file(folder)) as partial:
             partial.write_text(settings["id"] + "\n")
+        if _shows_secrets():
+            import wandb
+
+            given = settings.get("settings")
+            given = given if isinstance(given, wandb.Settings) else wandb.Settings(**(given or {}))
+            given.x_disable_meta = given.disable_git = True
+            settings["settings"] = given
+            log_rank0("log.wandb: gets neither command line nor code, which have secrets in them")
     settings["resume"] = "allow"
 
 
+def _shows_secrets() -> bool:
+    """Return whether the command line or uncommitted code, which W&B uploads by itself, has a secret."""
+    code = provenance.git_state()[1]
+    return secrets_filter.hidden_words(sys.argv) != sys.argv or secrets_filter.hidden(code) != code
+
+
 def describe(logger: WandbLogger, recipe: dict[str, Any]) -> None:
-    """Log the recipe as the W&B run's config."""
-    logger.experiment.config.update(recipe, allow_val_change=True)
+    """Log the recipe as the W&B run's config, without its secrets."""
+    logger.experiment.config.update(secrets_filter.hidden_in(recipe), allow_val_change=True)
 
 
 def finish(logger: WandbLogger | None, status: str, *, page: Path | None) -> None:

@@ -1,6 +1,7 @@
 """What a run keeps of where it comes from: enough to do it again, and nothing secret."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,8 @@ import nemo_run as run
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.callbacks import Callback, LambdaCallback
+from lightning.pytorch.loggers import WandbLogger
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.transformer.enums import AttnBackend
 from nemo import lightning as nl
@@ -49,6 +51,62 @@ def test_a_run_is_done_again_by_what_it_kept(
     assert said["settings"]["loss.beta"] == 0.3 and "data.train" in said["settings"]
     assert any(line.startswith("torch==") for line in (job / "packages.txt").read_text().splitlines())
     assert not any("not-for-anyone" in path.read_text() for path in job.iterdir())
+
+
+SEKRET = "Wd4Rk8" + "SEKRET"
+"""Not in this file as a run would show it."""
+
+
+def test_no_file_of_a_run_has_a_secret(
+    tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By name, by value, in a URL, in the recipe, on the command line, in uncommitted code, in an error."""
+    for name, value in {
+        "HF_ENDPOINT": f"https://user:{SEKRET}@hub", "WANDB_BASE_URL": f"https://u:{SEKRET}@wb", "NEMO_PW": SEKRET,
+        "HF_COOKIE": SEKRET, "NCCL_NOTE": f"as {SEKRET} says", "WANDB_REMARK": "ghp_" + "a1B2" * 9,
+        "TORCH_URL": f"https://h/x?token={SEKRET}", "HF_HOME_NOTE": "kept",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    repository = tmp_path / "code"
+    repository.mkdir()
+    monkeypatch.chdir(repository)
+    (repository / "a.py").write_text("x = 1\n")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *words], check=True)
+    (repository / "a.py").write_text(f'x = 2\nserver = "http://me:{SEKRET}@host/v1"\n')
+    words = ["nemo", "llm", f"engine.base_url=http://u:{SEKRET}@h/v1", "engine.api_key=swordfish7", "--token", SEKRET]
+    monkeypatch.setattr("sys.argv", words)
+    recipe = tiny("one")
+    recipe.log.wandb = run.Config(WandbLogger, project="p", offline=True)
+    recipe.trainer.callbacks = [run.Config(Remembers, url=f"http://me:{SEKRET}@host/v1", password="swordfish7")]
+    with pytest.raises(RuntimeError):
+        run.run(recipe, direct=True)
+    folder = tmp_path / "runs/one"
+    texts = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    told = "".join(capfd.readouterr())
+    assert any(path.suffix == ".wandb" for path in texts)
+    for secret in (SEKRET, "swordfish7", "ghp_"):
+        assert [path for path, text in texts.items() if secret.encode() in text] == []
+        assert secret not in told
+    job = json.loads((folder / "provenance/job-1/job.json").read_text())
+    assert job["environment"]["HF_ENDPOINT"] == "https://[hidden: credentials]@hub"
+    assert job["environment"]["HF_HOME_NOTE"] == "kept" and "HF_COOKIE" not in job["environment"]
+    assert job["command"][2] == "engine.base_url=http://[hidden: credentials]@h/v1"
+    assert job["ended"]["error"] == "RuntimeError: http://[hidden: credentials]@host/v1 is down"
+    assert '+server = "http://[hidden: credentials]@host/v1"' in (folder / "provenance/job-1/code.diff").read_text()
+    hint = "config.yaml can be run again after trainer.callbacks[0].url, trainer.callbacks[0].password is set"
+    assert hint in told
+    assert load_yaml(folder / "config.yaml").trainer.callbacks[0].password == "[hidden: password]"
+
+
+class Remembers(Callback):
+    def __init__(self, url: str, password: str) -> None:
+        self.url = url
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 2:
+            raise RuntimeError(f"{self.url} is down")
 
 
 def test_what_yaml_has_no_word_for_reads_back(tiny: Callable[..., Any], execute: Callable[[Any], Path]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import typer
 
 from aligner.common.errors import AlignError
+from aligner.common.secrets_filter import hidden
 
 FIDDLE = "\n\nFiddle context:"
 """What Fiddle appends to the message of every error in a function that it calls."""
@@ -31,11 +32,11 @@ def on_one_line() -> Iterator[None]:
     except typer.Exit as wanted:
         sys.exit(wanted.exit_code)
     except Exception as error:
-        traceback.print_exc()
+        print(hidden(traceback.format_exc()), end="", file=sys.stderr)
         _end(f"{type(error).__name__}: {error}".partition(FIDDLE)[0])
 
 
 def _end(message: str) -> None:
     sys.stdout.flush()
-    print(f"Error: {message}", file=sys.stderr, flush=True)
+    print(f"Error: {hidden(message)}", file=sys.stderr, flush=True)
     sys.exit(1)
