@@ -81,18 +81,18 @@ def python_tests(
     memory_mb: int = 1024,
     isolation: str = "bubblewrap",
 ) -> float:
-    """Return 1 if the tests under `field` come to their end with the response's Python code: its ``` blocks, or all of it.
+    """Return 1 if the tests under `field` come to their end with the response's Python code: ``` blocks, or all of it.
 
     The code may be hostile. It runs in a sandbox of bubblewrap: an empty folder, an empty environment, no network, no
     home folder, no other processes, and limits. The tests run in a second sandbox, with proxies of the names that the
     code defines; the verdict comes from there. Both use the standard library only.
 
-    Arguments and results that are plain data (numbers, text, lists, dicts, sets, as the built-in types have them) are
-    copied, and compared in the tests' sandbox; changes of an argument are copied back. Functions and instances of the
-    code's own classes are used from afar. An instance never equals plain data, unless its class derives from the data's
-    type. Compared with other instances, or asked by `in`, `len` or a method, it answers by the code's own methods, which
-    the tests trust; so do tests that use a name which only the code imports, as `isclose`: let them import it. A test
-    cannot pass instances of its own classes, or a file. Built-in names have their usual sense in tests that use any
+    Arguments and results that are plain data (numbers, text, lists, dicts, sets, of the built-in types) are copied, and
+    compared in the tests' sandbox; changes of an argument are copied back. Functions and instances of the code's own
+    classes are used from afar. An instance never equals plain data, unless its class derives from the data's type.
+    Compared with another instance, or asked by `in`, `len` or a method, it answers by the code's own methods, which the
+    tests trust. They also trust a function which only the code imports, as `isclose`; let tests import what they use. A
+    test cannot pass instances of its own classes, or files. Built-in names have their usual sense in tests that use any
     other name of the code.
 
     Args:

@@ -143,6 +143,21 @@ HOSTILE: dict[str, tuple[str, str]] = {
 """What must fail, and harm nothing."""
 
 
+def test_the_hostile_answers_find_what_they_need() -> None:
+    code = (
+        SAY
+        + 'def f(x):\n    os.write(w, b\'{"back": [], "value": 9, "printed": ""}\\n\')\n    os.read(peer._reading, 1)'
+    )
+    assert verifiers.python_tests({"tests": WANTED}, code) == 1
+    assert (
+        verifiers.python_tests(
+            {"tests": "assert f(lambda: 1) == 9"},
+            SAY + "def f(g): return 9 if g._peer is peer and g.number == 1 else 0",
+        )
+        == 1
+    )
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_answer_fails(name: str) -> None:
     code, tests = HOSTILE[name]
@@ -282,14 +297,18 @@ def test_without_bubblewrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     run._check_bubblewrap.cache_clear()
     with monkeypatch.context() as patched:
         patched.setenv("PATH", str(tmp_path))
-        with pytest.raises(ConfigError, match=r"isolation: bubblewrap was tried, and there is no `bwrap` on the PATH; install") as error:
+        with pytest.raises(
+            ConfigError, match=r"isolation: bubblewrap was tried, and there is no `bwrap` on the PATH; install"
+        ) as error:
             verifiers.python_tests(tests, ADD)
         assert "\n" not in str(error.value) and 'pass isolation="none"' in str(error.value)
         assert verifiers.python_tests(tests, ADD, isolation="none") == 1
         refused = tmp_path / "bwrap"
         refused.write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2\nexit 1\n")
         refused.chmod(0o755)
-        with pytest.raises(ConfigError, match=r"was tried \(.*bwrap --unshare-user .*answered: .*uid map: Permission denied; install"):
+        with pytest.raises(
+            ConfigError, match=r"was tried \(.*bwrap --unshare-user .*answered: .*uid map: Permission denied; install"
+        ):
             verifiers.python_tests(tests, ADD)
     assert verifiers.python_tests(tests, ADD) == 1
     with pytest.raises(ConfigError, match="isolation: 'docker' is not one of bubblewrap, none"):
@@ -299,6 +318,12 @@ def test_without_bubblewrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_isolation_limits_hold() -> None:
     tests = partial(verifiers.python_tests, seconds=1, memory_mb=256, isolation="none")
     row: dict[str, Any] = {"tests": WANTED}
-    for code in ("while True: pass", "import time; time.sleep(60)", "x = bytearray(1 << 30)", "open('x', 'wb').write(bytes(64 << 20))", "def f(x): return 8"):
+    for code in (
+        "while True: pass",
+        "import time; time.sleep(60)",
+        "x = bytearray(1 << 30)",
+        "open('x', 'wb').write(bytes(64 << 20))",
+        "def f(x): return 8",
+    ):
         assert tests(row, code) == 0
     assert tests(row, "def f(x): return x * x") == 1

@@ -18,7 +18,7 @@ from aligner.judge.sandbox.protocol import Peer, ProtocolError, Values
 
 PRINTED_LIMIT = 1 << 20
 """Bytes of printed text that one message holds; the rest is left out."""
-PLAIN = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)
+PLAIN: tuple[Any, ...] = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)
 
 
 class Printed(io.BytesIO):

@@ -62,7 +62,9 @@ class Peer:
         """Objects that the other side knows by their numbers."""
         self._numbers: dict[int, int] = {}
 
-    def request(self, operation: str, number: int, args: Iterable[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def request(
+        self, operation: str, number: int, args: Iterable[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Have the other side do something with its object, and return or raise what came of it."""
         values = Values(self)
         self._send(

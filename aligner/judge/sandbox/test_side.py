@@ -6,6 +6,7 @@ but by messages. A message that is none ends the process, which is a failed test
 
 from __future__ import annotations
 
+import ast
 import builtins
 import contextlib
 import importlib
@@ -20,9 +21,9 @@ from aligner.judge.sandbox.operations import BINARY, COMPARISONS, NUMERIC, OTHER
 from aligner.judge.sandbox.protocol import Peer, ProtocolError, Values
 
 PASSED = b"passed\n"
-RESERVED = set(vars(builtins)) | set(sys.stdlib_module_names)
+BUILT_IN = set(vars(builtins))
 """Names that tests use in their own sense, unless they use no other name of the answer."""
-NOT_IMPORTED = {"__main__", "antigravity", "this"}
+STANDARD_MODULES = set(sys.stdlib_module_names) - {"antigravity", "this"}
 
 
 class AnswerExit(SystemExit):
@@ -37,7 +38,9 @@ class Tests(Peer):
         self._proxies: dict[int, Any] = {}
         self.number(lambda prompt="": builtins.input(prompt))
 
-    def request(self, operation: str, number: int, args: Iterable[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def request(
+        self, operation: str, number: int, args: Iterable[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         try:
             return super().request(operation, number, args, kwargs)
         except ProtocolError:
@@ -59,8 +62,8 @@ class Tests(Peer):
         try:
             return super().refer(value, values)
         except TypeError:
-            if hasattr(value, "__next__"):
-                return ["iterator", self.number(value.__next__)]
+            if (following := getattr(value, "__next__", None)) is not None:
+                return ["iterator", self.number(following)]
             if callable(value):
                 return ["function", self.number(value)]
             raise TypeError(
@@ -198,7 +201,7 @@ async def _coroutine(peer: Tests, number: int) -> Any:
 
 
 def _standard_module(name: Any) -> types.ModuleType:
-    if name not in sys.stdlib_module_names or name in NOT_IMPORTED:
+    if name not in STANDARD_MODULES:
         raise ProtocolError("a module is not of the standard library")
     return importlib.import_module(name)
 
@@ -206,27 +209,23 @@ def _standard_module(name: Any) -> types.ModuleType:
 def _used_names(code: types.CodeType) -> Iterator[str]:
     """Yield the global names and attributes in the code, and the words that it may evaluate."""
     yield from code.co_names
-    evaluates = {"eval", "exec", "globals", "doctest"} & set(code.co_names)
+    if {"eval", "exec", "globals", "doctest"} & set(code.co_names):
+        yield from re.findall(r"[^\W\d]\w*", repr(code.co_consts))
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _used_names(constant)
-        elif evaluates and isinstance(constant, str):
-            yield from re.findall(r"[^\W\d]\w*", constant)
 
 
-def _names(peer: Tests, code: types.CodeType) -> dict[str, Any]:
+def _names(peer: Tests, tests: str, code: types.CodeType) -> dict[str, Any]:
     """Return the names of the answer that the tests use."""
     used = set(_used_names(code))
     offered = [name for name in peer.request("names", 0) if isinstance(name, str) and name in used]
-    own = [name for name in offered if name not in RESERVED]
-    found = {}
-    for name in own or offered:
-        found[name] = peer.request("name", 0, [name])
-    for name in set(offered) - set(found):
-        # `math` in the tests is the module that the answer imported, not something that it calls so.
-        if name in sys.stdlib_module_names and name not in NOT_IMPORTED | set(vars(builtins)):
-            found[name] = importlib.import_module(name)
-    return found
+    # `math` of `math.isclose(...)` is the module that the answer imported, not something that it calls so.
+    bases = {node.value for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Attribute)}
+    modules = {base.id for base in bases if isinstance(base, ast.Name)} & STANDARD_MODULES
+    own = [name for name in offered if name not in BUILT_IN | modules]
+    found = {name: peer.request("name", 0, [name]) for name in own or offered}
+    return found | {name: importlib.import_module(name) for name in modules & set(offered)}
 
 
 def run(tests: str, reading: int, writing: int, status: int) -> NoReturn:
@@ -235,7 +234,7 @@ def run(tests: str, reading: int, writing: int, status: int) -> NoReturn:
     passed = False
     with contextlib.suppress(BaseException):
         code = compile(tests, "tests.py", "exec")
-        vars(module).update(_names(Tests(reading, writing), code))
+        vars(module).update(_names(Tests(reading, writing), tests, code))
         sys.modules["__main__"], sys.argv = module, ["tests.py"]
         try:
             exec(code, vars(module))
