@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
@@ -22,6 +21,10 @@ def main() -> None:
     for number in range(3):
         os.dup2(null, number)
     os.close(null)
+    # A worker process ignores signals of launchers, and what it starts inherits that.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (reading, writing, status):
         os.set_inheritable(number, False)
     if side == "answer":
@@ -60,6 +63,5 @@ def _confine(task: dict[str, Any]) -> None:
         _, most = resource.getrlimit(kind)
         limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
         resource.setrlimit(kind, (limit, limit))
-    with contextlib.suppress(ValueError):
-        # Where nobody is left to end this process.
-        signal.alarm(task["seconds"] + 5)
+    # Where nobody is left to end this process.
+    signal.alarm(task["seconds"] + 5)

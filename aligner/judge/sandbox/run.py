@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import select
 import shlex
@@ -42,7 +43,7 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Limits:
-    seconds: int
+    seconds: float
     memory_mb: int
 
 
@@ -82,7 +83,7 @@ class Side:
         self._name, self._isolated, self._folder = name, isolation == "bubblewrap", folder
         self._task = {
             "text": text,
-            "seconds": limits.seconds,
+            "seconds": math.ceil(limits.seconds),
             "memory_mb": limits.memory_mb,
             "processes": PROCESSES if self._isolated else None,
         }
