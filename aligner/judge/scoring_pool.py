@@ -13,7 +13,7 @@ import pickle
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -42,7 +42,7 @@ class Outcome:
 
 def scores(
     function: ScoreFunction, tasks: Sequence[tuple[JsonObject, str]], *, workers: int, seconds: float, memory_mb: int
-) -> Iterator[tuple[int, Outcome]]:
+) -> Generator[tuple[int, Outcome], None, None]:
     """Yield the number of each task, a row and a response, with its outcome, as they come.
 
     Raises:

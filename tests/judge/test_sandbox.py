@@ -93,6 +93,8 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "exit_by_its_module": (SAY + "class E: pass\ndef f(x):\n    os.write(w, json.dumps({'back': [], 'error': ['exception', ['standard error', 'builtins', 'SystemExit', 'SystemExit'], ['tuple', 0], ['dict'], ''], 'printed': ''}).encode() + b'\\n')", WANTED),
     "interrupt": ("def f(x): raise KeyboardInterrupt", WANTED),
     "base_exception": ("class B(BaseException): pass\ndef f(x): raise B", WANTED),
+    "stop_iteration_by_a_message": (SAY + "def f(x): os.write(w, json.dumps({'back': [], 'error': ['exception', ['builtin', 'StopIteration'], ['tuple'], ['dict'], ''], 'printed': ''}).encode() + b'\\n')", "assert all(map(lambda x: f(x) == 9, [3]))"),
+    "class_that_is_no_error": (SAY + "def f(x): os.write(w, json.dumps({'back': [], 'value': ['error class', 7, 'f', ['builtin', 'int']], 'printed': ''}).encode() + b'\\n')", "assert f(3)(9) == 9"),
     "stop_iteration": ("def f(x): raise StopIteration", "assert all(map(lambda x: f(x) == 9, [3]))"),
     "generator_exit": ("def f(x): raise GeneratorExit", "assert all(f(x) == 9 for x in [3])"),
     "assertion_error": ("def f(x): raise AssertionError", WANTED),
@@ -185,6 +187,7 @@ SPIES: dict[str, tuple[str, str]] = {
     "processes_without_number": ("n = 0\n    for _ in range(2000):\n        try:\n            if os.fork() == 0: os.read(os.pipe()[0], 1)\n        except OSError: return n\n        n += 1\n    return n", "assert f('') < 40"),
     "user": ("return os.getuid(), os.geteuid(), os.getgroups()", "uid, euid, groups = f(''); assert uid == euid == 65534 and 0 not in groups"),
     "become_root": ("os.setuid(0); return 'root'", "assert f('') == 'PermissionError'"),
+    "namespaces": ("import ctypes\n    libc = ctypes.CDLL(None, use_errno=True)\n    return [(libc.unshare(flag), ctypes.get_errno()) for flag in (0x10000000, 0x20000)], libc.syscall(56, 0x10000000 | 17, 0, 0, 0, 0) if os.uname().machine == 'x86_64' else -1", "assert f('') == ([(-1, 1), (-1, 1)], -1)"),
     "mount": ("import subprocess; return subprocess.run(['mount', '-t', 'tmpfs', 'x', '/work'], capture_output=True).returncode", "assert f('') != 0"),
 }  # fmt: skip
 """What a hostile answer tries, and tests that pass if it finds nothing."""

@@ -104,7 +104,7 @@ class Peer:
         except ProtocolError:
             raise
         except BaseException as error:
-            result, failed = self.raised(error, message["do"]), True
+            result, failed = error, True
         try:
             after = ((i, values.contents(values.held[i])) for i in range(len(before)))
             reply["back"] = [[i, contents] for i, contents in after if repr(contents) != before[i]]
@@ -126,10 +126,6 @@ class Peer:
     def perform(self, operation: str, number: int, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Do what the other side asks for."""
         raise NotImplementedError
-
-    def raised(self, error: BaseException, operation: str) -> BaseException:
-        """Return what the other side learns of an exception."""
-        return error
 
     def refer(self, value: Any, values: Values) -> list[Any]:
         """Return the array of an object that is no plain data."""

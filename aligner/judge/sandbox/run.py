@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import os
+import platform
 import select
 import shlex
 import shutil
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aligner.common.errors import ConfigError
-from aligner.judge.sandbox import entry, test_side
+from aligner.judge.sandbox import entry, system_calls, test_side
 
 PROCESSES = 32
 """Processes and threads that a sandbox may have at a time."""
@@ -93,7 +94,7 @@ class Side:
     def running(self) -> Iterator[Side]:
         """Start it, and end it with all that it started."""
         self._status, status = os.pipe()
-        with tempfile.TemporaryFile() as task, contextlib.ExitStack() as opened:
+        with tempfile.TemporaryFile() as task, tempfile.TemporaryFile() as calls, contextlib.ExitStack() as opened:
             opened.callback(os.close, self._status)
             task.write(json.dumps(self._task).encode())
             task.seek(0)
@@ -103,11 +104,13 @@ class Side:
             mapping = _Mapping() if self._isolated and os.geteuid() == 0 else None
             command = [_python(), *program]
             if self._isolated:
-                command = [*_bubblewrap(mapping), *command]
+                calls.write(system_calls.seccomp_filter())
+                calls.seek(0)
+                command = [*_bubblewrap(mapping), "--seccomp", str(calls.fileno()), *command]
             try:
                 self._process = subprocess.Popen(
                     command, cwd=self._folder, env={}, stdin=task, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                    start_new_session=True, pass_fds=[*numbers, *(mapping.passed if mapping else ())],
+                    start_new_session=True, pass_fds=[*numbers, calls.fileno(), *(mapping.passed if mapping else ())],
                 )  # fmt: skip
             finally:
                 os.close(status)
@@ -200,6 +203,8 @@ def _check_bubblewrap() -> None:
     )
     if shutil.which("bwrap") is None:
         raise ConfigError(f"isolation: bubblewrap was tried, and there is no `bwrap` on the PATH; {remedy}")
+    if not system_calls.machine_is_known():
+        raise ConfigError(f"isolation: bubblewrap has no list of system calls for {platform.machine()}; {remedy}")
     pipe = os.pipe()
     try:
         with Side("answer", "", *pipe, limits=Limits(10, 1024), isolation="bubblewrap", folder="/").running() as side:

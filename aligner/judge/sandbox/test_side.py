@@ -48,6 +48,11 @@ class Tests(Peer):
             os._exit(1)
         except SystemExit as error:
             raise AnswerExit(*error.args) from None
+        except StopIteration:
+            if operation == "next":
+                raise
+            # It would end a loop of the tests that calls a function, as `all(map(f, cases))`.
+            raise RuntimeError("the answer raised StopIteration") from None
 
     def perform(self, operation: str, number: int, args: list[Any], kwargs: dict[str, Any]) -> Any:
         if operation != "call":
@@ -97,6 +102,8 @@ class Tests(Peer):
     @staticmethod
     def _error_class(reference: Reference) -> type:
         """Return a class of this side for an exception class of the answer, which `except` needs."""
+        if not all(issubclass(base, BaseException) for base in reference.bases):
+            raise ProtocolError("an exception class is none")
         body = {"_of_answer": reference.number, "__str__": lambda self: vars(self).get("_text") or str(self.args)}
         return type(str(reference.plain), reference.bases, body)
 
