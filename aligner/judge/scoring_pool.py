@@ -184,7 +184,10 @@ def _line(error: BaseException) -> str:
 
 def _limit_memory(memory_mb: int) -> None:
     """Limit the address space to what the process has after its imports, and `memory_mb` more."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    statm = Path("/proc/self/statm")
+    if not statm.exists():  # not Linux
+        return
+    pages = int(statm.read_text().split()[0])
     # The soft limit: what the function starts may set its own.
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     limit = pages * os.sysconf("SC_PAGE_SIZE") + (memory_mb << 20)

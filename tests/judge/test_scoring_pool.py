@@ -153,7 +153,7 @@ def test_workers_run_at_a_time_and_load_little(mine: Any, tmp_path: Path) -> Non
     assert [row["score"] for row in rows] == [None, 5, None, 1] and time.monotonic() - begun < 20
 
 
-def test_code_is_tested_in_workers(tmp_path: Path) -> None:
+def test_code_is_tested_in_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "p.jsonl").write_text(json.dumps({"id": "p", "prompt": "add", "tests": "assert add(1, 2) == 3"}) + "\n")
     texts = ["def add(a, b): return a + b", "def add(a, b): return 4", "import os; os._exit(0)", "x = '\ud83d'"]
     rows = [{"key": f"p/{i}", "response": text, "finish_reason": "stop"} for i, text in enumerate(texts)]
@@ -165,6 +165,12 @@ def test_code_is_tested_in_workers(tmp_path: Path) -> None:
         Verifier(verifiers.python_tests),
     )
     assert [row["score"] for row in journal.read(output)] == [1, 0, 0, 0]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="isolation: bubblewrap was tried, and there is no `bwrap` on the PATH"):
+        judge_responses(
+            str(tmp_path / "p.jsonl"), str(tmp_path / "a.jsonl"), str(tmp_path / "k.jsonl"),
+            Verifier(verifiers.python_tests, workers=1),
+        )  # fmt: skip
 
 
 def test_a_deeply_nested_response_is_no_json() -> None:

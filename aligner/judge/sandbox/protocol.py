@@ -20,6 +20,8 @@ LINE_LIMIT = 16 << 20
 """Bytes of the longest message."""
 BATCH = 1 << 16
 SMALL = 1 << 63
+ATOMS = {type(None), bool, int, float, str}
+"""What JSON has; an int that is not `SMALL` has too many digits."""
 CONTAINERS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
@@ -240,7 +242,7 @@ class Values:
 
     def encode(self, value: Any) -> Any:
         kind = type(value)
-        if value is None or kind in (bool, str, float) or (kind is int and -SMALL < value < SMALL):
+        if kind in ATOMS and (kind is not int or -SMALL < value < SMALL):
             return value
         if id(value) in self._numbers:
             return ["same", self._numbers[id(value)]]
@@ -286,7 +288,7 @@ class Values:
 
     def refill(self, container: Any, contents: list[Any]) -> None:
         """Set the items of a container to those that `contents` returned on the other side."""
-        items = [self.decode(part) for part in contents]
+        items = [part if type(part) in ATOMS else self.decode(part) for part in contents]
         container.clear()
         if isinstance(container, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
