@@ -176,6 +176,7 @@ def test_the_wheel_lists_every_package_and_data_file() -> None:
         "aligner.checkpoint.imports",
         "aligner.cli.parsing",
         "aligner.data.forms",
+        "aligner.judge.sandbox",
         *(f"aligner.{name}" for name in PACKAGES if name != "api"),
     }
     assert set(settings["packages"]) == packages

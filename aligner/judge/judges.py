@@ -1,8 +1,10 @@
 """Judges, which score responses by a model or a function: `nemo llm judge-responses`."""
 
 import abc
+import contextlib
 import functools
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,10 @@ from typing import Any, Optional, Union, get_args
 from tqdm import tqdm
 
 from aligner.common import hashing
-from aligner.common.console import messages
+from aligner.common.console import log, messages
 from aligner.common.errors import ConfigError, RowError
-from aligner.data.prompts import Prompt, PromptIndex
+from aligner.common.process_pool import cores
+from aligner.data.prompts import PromptIndex
 from aligner.data.rows import TextOrMessages
 from aligner.generate.engine import Choice, Engine, GenerationRequest, GenerationResult, ResponseFormat
 from aligner.generate.journal import Journal, JsonObject, append, read
@@ -21,6 +24,7 @@ from aligner.generate.requests import generate_to_file
 from aligner.generate.sampling import Sampling, as_stops, seed_of
 from aligner.judge import templates
 from aligner.judge.scores import after_thought, parse_score
+from aligner.judge.scoring_pool import scores
 
 PLACEHOLDERS = {"prompt", "response"}
 
@@ -258,13 +262,28 @@ def _chosen(text: str) -> float | None:
 class Verifier(Judge):
     """A function that scores responses to prompts with a verifiable result (`aligner.judge.verifiers`).
 
+    The function runs in worker processes, which import it. A response whose score cannot be had (an exception, a score
+    that is no finite number, a process that takes too long, needs too much memory or ends) gets the score null, the
+    `finish_reason` `failed` and an `error`. An exception of `aligner.common.errors`, or a key that the row has not got,
+    ends the stage.
+
     Args:
         function: takes the prompt's JSON line and the response text; returns the score.
+        seconds: limit on the time for a response; longer than the function's own limit, if it has one.
+        memory_mb: memory that a worker process may take, above what its imports need.
+        workers: number of processes. None: that of cores.
+        max_failure_rate: part of the responses that may be without score. With more, the stage ends with an error; the
+            scores are kept, and the next run tries the rest again.
     """
 
     function: Callable[[JsonObject, str], float]
+    seconds: float = 30
+    memory_mb: int = 2048
+    workers: Optional[int] = None
+    max_failure_rate: float = 0.05
 
     def score(self, asked: PromptIndex, candidates: list[JsonObject], output: Path) -> None:
+        self._check()
         function = self.function.func if isinstance(self.function, functools.partial) else self.function
         arguments = self.function.keywords if isinstance(self.function, functools.partial) else {}
         journal = Journal(
@@ -279,21 +298,56 @@ class Verifier(Judge):
 
         with rank_zero_first() as first:
             if first and not journal.check_finished():
-                self._score_rows(journal, asked, candidates)
+                journal.begin()
+                try:
+                    self._score_rows(journal, asked, candidates)
+                finally:
+                    journal.close()
+
+    def _check(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"judge.workers: must be at least 1, found {self.workers}")
+        for name in ("seconds", "memory_mb"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"judge.{name}: must be above 0, found {getattr(self, name)}")
+        if not 0 <= self.max_failure_rate <= 1:
+            raise ConfigError(f"judge.max_failure_rate: must be between 0 and 1, found {self.max_failure_rate}")
 
     def _score_rows(self, journal: Journal, asked: PromptIndex, candidates: list[JsonObject]) -> None:
-        journal.begin()
         order = {f"{row['key']}/0": i for i, row in enumerate(candidates)}
         done = {row["key"] for row in journal.rows(order)}
-        with journal.open_part(0) as file:
-            for row in tqdm(candidates, journal.path.name, unit="answer", file=messages()):
-                if f"{row['key']}/0" not in done:
-                    score = self._score_response(asked.prompt(row["key"]), row["response"])
-                    append(file, {"key": f"{row['key']}/0", "score": score, "judgment": "", "finish_reason": "stop"})
+        left = [row for row in candidates if f"{row['key']}/0" not in done]
+        tasks = [(asked.prompt(row["key"]).row, row["response"]) for row in left]
+        failed: dict[int, str] = {}
+        outcomes = scores(
+            self.function, tasks, workers=self.workers or cores(), seconds=self.seconds, memory_mb=self.memory_mb
+        )
+        bar = tqdm(initial=len(done), total=len(candidates), desc=journal.path.name, unit="answer", file=messages())
+        with journal.open_part(0) as file, contextlib.closing(outcomes), bar:
+            for number, outcome in outcomes:
+                bar.update()
+                key, source = f"{left[number]['key']}/0", asked.prompt(left[number]["key"]).source
+                if outcome.score is not None:
+                    append(file, {"key": key, "score": outcome.score, "judgment": "", "finish_reason": "stop"})
+                    continue
+                if isinstance(outcome.error, KeyError):
+                    raise RowError(f"{source}: has no {outcome.error}, which the verifier compares with")
+                if outcome.error is not None:
+                    raise outcome.error
+                failed[number] = outcome.reason
+                if len(failed) > self.max_failure_rate * len(candidates):
+                    first = min(failed)
+                    place = f"{asked.prompt(left[first]['key']).source}, response {left[first]['key']}"
+                    raise ConfigError(
+                        f"judge.function: {len(failed)} of {len(candidates)} responses have no score, more than "
+                        f"judge.max_failure_rate={self.max_failure_rate:g} allows; the first is {place}: "
+                        f"{failed[first]}; mend the function, or allow more. What is scored is kept"
+                    )
+            # Last, so that a stage that ended before asks for them again.
+            for number, reason in sorted(failed.items()):
+                row = {"key": f"{left[number]['key']}/0", "score": None, "judgment": "", "finish_reason": "failed"}
+                append(file, {**row, "error": reason})
+        if failed:
+            reasons = "; ".join(f"{count} times {reason}" for reason, count in Counter(failed.values()).most_common(3))
+            log(f"{journal.path.name}: {len(failed)} of {len(candidates)} responses have no score: {reasons}")
         journal.finish(sorted(journal.rows(order), key=lambda row: order[row["key"]]))
-
-    def _score_response(self, prompt: Prompt, response: str) -> float:
-        try:
-            return float(self.function(prompt.row, response))
-        except KeyError as error:
-            raise RowError(f"{prompt.source}: has no {error}, which the verifier compares with") from None

@@ -5,22 +5,13 @@ Each takes the prompt's JSON line and the response text, and returns a score fro
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import resource
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from aligner.common.errors import RowError
+from aligner.judge.sandbox import run
 
 JsonObject = dict[str, Any]
 
@@ -83,75 +74,54 @@ def instructions(row: JsonObject, response: str, field: str = "instructions") ->
 
 
 def python_tests(
-    row: JsonObject, response: str, field: str = "tests", seconds: int = 10, memory_mb: int = 1024
+    row: JsonObject,
+    response: str,
+    field: str = "tests",
+    seconds: int = 10,
+    memory_mb: int = 1024,
+    isolation: str = "bubblewrap",
 ) -> float:
-    """Return 1 if the response's Python code, followed by the tests under `field`, runs to the end.
+    """Return 1 if the tests under `field` come to their end with the response's Python code: ``` blocks, or all of it.
 
-    The code runs in its own process, in an empty folder, with an empty environment and with limits on time, memory and
-    files. Where Linux permits it, the process has no network and its own process namespace. This contains mistakes and
-    endless loops, but not an attacker: for possibly hostile code, run the stage in a container.
+    The code may be hostile. It runs in a sandbox of bubblewrap: an empty folder, an empty environment, no network, no
+    home folder, no other processes, and limits. The tests run in a second sandbox, with proxies of the names that the
+    code defines; the verdict comes from there. Both use the standard library only.
+
+    Arguments and results that are plain data (numbers, text, lists, dicts, sets, of the built-in types) are copied, and
+    compared in the tests' sandbox; changes of an argument are copied back. Functions and instances of the code's own
+    classes are used from afar. An instance never equals plain data, unless its class derives from the data's type.
+    Compared with another instance, or asked by `in`, `len` or a method, it answers by the code's own methods, which the
+    tests trust. They also trust a function which only the code imports, as `isclose`; let tests import what they use. A
+    test cannot pass instances of its own classes, or files. Built-in names have their usual sense in tests that use any
+    other name of the code.
+
+    Args:
+        row: the prompt's JSON line.
+        response: text of the response.
+        field: key of the tests: Python code, or a list of pieces of it.
+        seconds: limit on the time of code and tests together.
+        memory_mb: limit on the address space of each process.
+        isolation: `bubblewrap`, or `none`: limits on time, memory and files only, for stages that run in a container of
+            their own. The code can then read what the job can, and end it.
+
+    Raises:
+        RowError: the tests are no text.
+        ConfigError: `isolation` is unknown, or bubblewrap is missing, or the machine refuses it.
+        OSError: a sandbox did not start.
     """
+    tests = row[field]
+    if isinstance(tests, list) and all(isinstance(part, str) for part in tests):
+        tests = "\n".join(tests)
+    if not isinstance(tests, str):
+        raise RowError(f"{field}: must be Python code, found {str(tests)[:80]}")
     blocks = re.findall(r"^```([^\n`]*)\n(.*?)^```", response, flags=re.DOTALL | re.MULTILINE)
     code = "\n".join(text for name, text in blocks if name.strip().lower() in ("", "python", "py", "python3"))
-    # A response that exits early must not pass: the script creates a file with a random name at its end.
-    marker = uuid.uuid4().hex
-    with tempfile.TemporaryDirectory(prefix="python-tests-") as folder:
-        script = f"{code if blocks else response}\n\n{row[field]}\n\nopen({marker!r}, 'w').close()\n"
-        (Path(folder) / "answer.py").write_text(script)
-        command = [*_without_network(), sys.executable, "-I", "-S", "-B", "answer.py"]
-        process = subprocess.Popen(
-            command, cwd=folder, env={}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True, preexec_fn=lambda: _limit(seconds, memory_mb),
-        )  # fmt: skip
-        try:
-            return float(process.wait(timeout=seconds + 2) == 0 and (Path(folder) / marker).exists())
-        except subprocess.TimeoutExpired:
-            return 0.0
-        finally:
-            # Kill the whole process group.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _limit(seconds: int, memory_mb: int) -> None:
-    for kind, limit in (
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_AS, memory_mb << 20),
-        (resource.RLIMIT_FSIZE, 16 << 20),
-        (resource.RLIMIT_NOFILE, 64),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(kind, (limit, limit))
-
-
-def _without_network() -> list[str]:
-    """Return a command prefix that disables the network; empty if `unshare` is not permitted."""
-    global _unshare
-    if _unshare is None:
-        command = [
-            shutil.which("unshare") or "unshare",
-            "--user",
-            "--map-root-user",
-            "--net",
-            "--pid",
-            "--fork",
-            "--kill-child",
-        ]
-        try:
-            allowed = subprocess.run([*command, "true"], capture_output=True).returncode == 0
-        except OSError:
-            allowed = False
-        _unshare = command if allowed else []
-    return _unshare
-
-
-_unshare: list[str] | None = None
+    return float(run.passes(code if blocks else response, tests, run.Limits(seconds, memory_mb), isolation))
 
 
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
