@@ -174,6 +174,7 @@ def test_the_wheel_lists_every_package_and_data_file() -> None:
     packages = {
         "aligner",
         "aligner.checkpoint.imports",
+        "aligner.checkpoint.safety",
         "aligner.cli.parsing",
         "aligner.data.forms",
         "aligner.judge.sandbox",

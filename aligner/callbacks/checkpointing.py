@@ -19,8 +19,9 @@ from nemo.utils.callbacks.dist_ckpt_io import AsyncFinalizableCheckpointIO
 
 from aligner.backend.device import communication_device
 from aligner.callbacks import validation_loop
-from aligner.checkpoint import folders, integrity
+from aligner.checkpoint import folders
 from aligner.checkpoint.kept import KeptCheckpoints
+from aligner.checkpoint.safety import integrity
 from aligner.checkpoint.source_files import SourceFiles
 from aligner.common import yaml_values
 from aligner.common.errors import CheckpointError, ConfigError

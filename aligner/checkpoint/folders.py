@@ -13,7 +13,7 @@ from nemo.lightning.ckpt_utils import CONTEXT_PATH, WEIGHTS_PATH
 from nemo.lightning.pytorch.callbacks import ModelCheckpoint
 from torch.distributed.checkpoint import FileSystemReader
 
-from aligner.checkpoint import integrity
+from aligner.checkpoint.safety import integrity
 from aligner.common.console import log_rank0
 from aligner.common.errors import CheckpointError
 from aligner.common.files import PARTIAL
@@ -74,7 +74,7 @@ def step_of(checkpoint: Path) -> int:
 def find_corruption(checkpoint: Path) -> str | None:
     """Describe missing, short or unreadable files of a checkpoint; None if it is complete.
 
-    Bytes that changed are found by `find_damage` of `aligner.checkpoint.integrity`, which reads all of them.
+    Bytes that changed are found by `find_damage` of `aligner.checkpoint.safety.integrity`, which reads all of them.
     """
     weights = checkpoint / WEIGHTS_PATH
     if not (weights / ".metadata").is_file():
@@ -115,6 +115,11 @@ def _find_unreadable(checkpoint: Path) -> str | None:
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             return f"{name} cannot be read ({error}; {path.stat().st_size} bytes)"
     return None
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a folder is laid out as a NeMo checkpoint, whole or not."""
+    return (path / WEIGHTS_PATH).is_dir()
 
 
 def is_unfinished(checkpoint: Path) -> bool:
@@ -207,7 +212,7 @@ def resolve_checkpoint(path: Path, name: str, *, verify: bool | None = None) -> 
     """
     if not path.exists():
         raise CheckpointError(f"{name}: {path} does not exist; give a NeMo checkpoint or a Hugging Face folder")
-    if (path / WEIGHTS_PATH).is_dir():
+    if is_checkpoint(path):
         damage = "it was not written to its end" if is_unfinished(path) else find_corruption(path)
         damage = damage or integrity.damage_where_cheap(path, verify)
         if damage is not None:

@@ -10,8 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from aligner.checkpoint import integrity, nemo1_archive, source_files
+from aligner.checkpoint import nemo1_archive, source_files
 from aligner.checkpoint.imports import config_checks, file_checks
+from aligner.checkpoint.safety import integrity
 from aligner.common.console import log
 from aligner.common.errors import CheckpointError
 from aligner.common.files import PARTIAL, atomic_write

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aligner.checkpoint import folders
-from aligner.checkpoint.ledger import Ledger, State
+from aligner.checkpoint.safety.ledger import Ledger, State
 from aligner.common.console import log_rank0
 from aligner.common.errors import CheckpointError
 from aligner.common.files import PARTIAL, fsync_dir

@@ -30,8 +30,8 @@ def merge_lora(checkpoint: str, output: str) -> Path:
     from nemo.lightning.io.pl import TrainerContext
 
     from aligner.backend.distributed import preserved_environment
-    from aligner.checkpoint import integrity
     from aligner.checkpoint.folders import resolve_checkpoint
+    from aligner.checkpoint.safety import integrity
     from aligner.model.adapters import base_of, load, peft_config_of
 
     source, target = resolve_checkpoint(Path(checkpoint).expanduser(), "checkpoint"), Path(output).expanduser()

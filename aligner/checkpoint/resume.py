@@ -9,8 +9,9 @@ from typing import Optional
 from nemo import lightning as nl
 
 from aligner.backend import distributed
-from aligner.checkpoint import folders, huggingface, integrity
-from aligner.checkpoint.ledger import Ledger
+from aligner.checkpoint import folders, huggingface
+from aligner.checkpoint.safety import integrity
+from aligner.checkpoint.safety.ledger import Ledger
 from aligner.common.console import log_rank0
 from aligner.common.errors import CheckpointError
 from aligner.model import adapters

@@ -17,12 +17,11 @@ def verify_checkpoint(checkpoint: str) -> None:
     Raises:
         CheckpointError: a file is damaged, or there is no checkpoint, or it was written without hashes.
     """
-    from nemo.lightning.ckpt_utils import WEIGHTS_PATH
-
-    from aligner.checkpoint import folders, integrity
+    from aligner.checkpoint import folders
+    from aligner.checkpoint.safety import integrity
 
     path = Path(checkpoint).expanduser()
-    found = [path] if (path / WEIGHTS_PATH).is_dir() else sorted(folders.folders(path))
+    found = [path] if folders.is_checkpoint(path) else sorted(folders.folders(path))
     if not found:
         raise CheckpointError(f"checkpoint: {path} is neither a checkpoint nor a run with checkpoints/")
     problems = []

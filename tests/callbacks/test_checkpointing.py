@@ -17,7 +17,7 @@ from aligner import losses
 from aligner.callbacks import checkpointing
 from aligner.checkpoint import folders
 from aligner.checkpoint.kept import KeptCheckpoints, steps_to_keep
-from aligner.checkpoint.ledger import Ledger
+from aligner.checkpoint.safety.ledger import Ledger
 from aligner.common.errors import CheckpointError, ConfigError
 from aligner.common.run_folder import read_metrics
 from aligner.model.reference import FrozenReference

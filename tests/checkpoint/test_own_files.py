@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from aligner.checkpoint import folders, integrity
-from aligner.checkpoint.ledger import Ledger
+from aligner.checkpoint import folders
+from aligner.checkpoint.safety import integrity
+from aligner.checkpoint.safety.ledger import Ledger
 from aligner.checkpoint.verify import verify_checkpoint
 from aligner.common.errors import CheckpointError, ConfigError
 from aligner.common.files import atomic_write
@@ -348,7 +349,8 @@ def test_a_checkpoint_holds_what_its_recipe_had(tiny: Tiny, execute: Execute) ->
     recipe.data.train = Path(recipe.data.train)
     recipe.trainer.callbacks = [LambdaCallback(on_exception=lambda *_: None)]
     run = execute(recipe)
-    assert load_context(run / "checkpoints/step=4/context", "model").config.num_layers == 2
+    model: Any = load_context(run / "checkpoints/step=4/context", "model")
+    assert model.config.num_layers == 2
     execute(longer(tiny))
 
 

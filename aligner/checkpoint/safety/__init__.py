@@ -1,0 +1,1 @@
+"""What protects checkpoints: hashes of their files, and the names that a run wrote."""
