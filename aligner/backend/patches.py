@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
-import pickle
 import time
 import types
 import warnings
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.overrides import TorchFunctionMode
 
+from aligner.backend import checkpoint_writer
 from aligner.backend.device import no_cuda, no_transformer_engine
 from aligner.common import process_pool
 
@@ -293,19 +293,6 @@ def _dispatcher() -> None:
     module.maybe_move_tensor_to_cpu = move
 
 
-class _PickledQueue:
-    """Queue of a manager that holds bytes; unpickling the results would import torch in the manager's process."""
-
-    def __init__(self, queue: Any) -> None:
-        self._queue = queue
-
-    def put(self, value: Any) -> None:
-        self._queue.put(pickle.dumps(value))
-
-    def get_nowait(self) -> Any:
-        return pickle.loads(self._queue.get_nowait())
-
-
 def _writer() -> None:
     import megatron.core.dist_checkpointing.strategies.filesystem_async as filesystem_async
 
@@ -315,10 +302,14 @@ def _writer() -> None:
         if module._results_queue is None:
             manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
             manager.start(process_pool.end_with_parent)
-            module._results_queue = _PickledQueue(manager.Queue())
+            module._results_queue = checkpoint_writer.PickledQueue(manager.Queue())
         return module._results_queue
 
     module._get_write_results_queue = results_queue
+    real = module.mp
+    module.mp = types.SimpleNamespace(
+        get_context=lambda kind: checkpoint_writer.WatchedContext() if kind == "fork" else real.get_context(kind)
+    )
 
 
 def _notebook() -> None:
@@ -331,7 +322,7 @@ def _notebook() -> None:
 PATCHES = (
     Patch("lightning/.../accelerator_connector.py:579 refuses notebooks, for one rank, too", lambda: True, _notebook),
     Patch(
-        "megatron/core/dist_checkpointing: a killed rank leaves a process of 200 MB behind",
+        "megatron/core/dist_checkpointing: a killed rank leaves a process of 200 MB behind, a killed writer hangs it",
         lambda: True,
         _writer,
     ),

@@ -28,10 +28,11 @@ def translate_io_errors(run: Path) -> Iterator[None]:
         raise
     except (Exception, CheckpointException) as error:  # torch derives the latter from BaseException
         maybe_disk = isinstance(error, CheckpointException | OSError | RuntimeError) and not _is_gpu_oom(error)
-        if _is_disk_full(error) or (maybe_disk and _lacks_disk_space(run)):
+        full = _full_disk(error)
+        if full is not None or (maybe_disk and _lacks_disk_space(run)):
             raise CheckpointError(
-                f"log.log_dir: the disk of {run} is full; the checkpoint being written is not usable and will be "
-                "passed over. Free some room and run the same command again: it goes on from the newest whole one"
+                f"log.log_dir: the disk of {full or run} is full; the checkpoint being written is not usable and will "
+                "be passed over. Free some room and run the same command again: it goes on from the newest whole one"
             ) from error
         if isinstance(error, CheckpointException):
             raise CheckpointError(f"log.log_dir: a checkpoint of {run} failed: {error}") from error
@@ -42,12 +43,15 @@ def _is_gpu_oom(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError)
 
 
-def _is_disk_full(error: BaseException | None) -> bool:
+def _full_disk(error: BaseException | None) -> str | None:
+    """Return the file whose disk or quota is full, as far as the error knows it; None for another error."""
     while error is not None:
-        if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error):
-            return True
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return str(error.filename or "")
+        if any(text in str(error) for text in ("No space left", "Disk quota exceeded")):
+            return ""
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def _lacks_disk_space(run: Path) -> bool:
