@@ -11,6 +11,8 @@ from nemo.lightning.ckpt_utils import WEIGHTS_PATH
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
+from aligner.backend import safe_reading
+
 COMMON = ("global_step", "optimizer", "lr_schedulers", "AlignDataModule")
 """Keys of the unsharded state (`common.pt`) that must be equal; the others are loop counters and paths."""
 
@@ -28,7 +30,7 @@ def read(checkpoint: Path) -> dict[str, Any]:
     # Megatron's own objects (Transformer Engine's extra states) are lists of tensors.
     for name in [name for name, value in state.items() if not isinstance(value, Tensor)]:
         _flatten(name, state.pop(name), state)
-    common = torch.load(checkpoint / WEIGHTS_PATH / "common.pt", weights_only=False, map_location="cpu")
+    common = safe_reading.load_common(checkpoint / WEIGHTS_PATH / "common.pt")
     for name in COMMON:
         _flatten(name, common.get(name), state)
     return state

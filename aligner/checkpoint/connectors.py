@@ -8,9 +8,9 @@ from typing import Any
 
 from nemo.collections import llm
 from nemo.lightning.ckpt_utils import CONTEXT_PATH
-from nemo.lightning.io import load_context
 from nemo.lightning.io.connector import ModelConnector
 
+from aligner.backend import safe_reading
 from aligner.checkpoint import source_files
 from aligner.checkpoint.imports.comparison import Comparison, compare
 from aligner.common.errors import CheckpointError
@@ -117,7 +117,7 @@ def exporter(checkpoint: Path) -> Exporter:
     Raises:
         CheckpointError: NeMo has none for it.
     """
-    model: Any = load_context(checkpoint / CONTEXT_PATH, "model")
+    model: Any = safe_reading.load_context(checkpoint / CONTEXT_PATH, "model")
     if type(model) is llm.GPTModel:
         raise CheckpointError(
             f"checkpoint: {checkpoint} holds a plain GPTModel (GPT-2B), which NeMo has no Hugging Face form of; "

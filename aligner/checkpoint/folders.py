@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from nemo.lightning.ckpt_utils import CONTEXT_PATH, WEIGHTS_PATH
 from nemo.lightning.pytorch.callbacks import ModelCheckpoint
-from torch.distributed.checkpoint import FileSystemReader
 
+from aligner.backend import safe_reading
 from aligner.common.console import log_rank0
-from aligner.common.errors import CheckpointError
+from aligner.common.errors import CheckpointError, UntrustedError
 from aligner.common.files import PARTIAL
 
 METADATA_FILE = "align.json"
@@ -40,8 +39,10 @@ def metadata(checkpoint: Path) -> dict[str, Any]:
             saved = json.loads((checkpoint / METADATA_FILE).read_text())
             saved_format, step = saved["format"], int(saved["step"])
         else:
-            state = torch.load(checkpoint / WEIGHTS_PATH / "common.pt", weights_only=False, map_location="cpu")
+            state = safe_reading.load_common(checkpoint / WEIGHTS_PATH / "common.pt")
             return {"step": int(state["global_step"])}
+    except UntrustedError:
+        raise
     except Exception as error:
         raise CheckpointError(f"{checkpoint}: what it says of itself cannot be read ({error})") from None
     if saved_format < FORMAT:
@@ -70,7 +71,9 @@ def find_corruption(checkpoint: Path) -> str | None:
         # Megatron writes it last.
         return f"{WEIGHTS_PATH}/.metadata is missing"
     try:
-        torch_metadata: Any = FileSystemReader(weights).read_metadata()
+        torch_metadata: Any = safe_reading.read_metadata(weights)
+    except UntrustedError:
+        raise
     except Exception as error:
         return f"{WEIGHTS_PATH}/.metadata cannot be read ({type(error).__name__}: {error})"
     ends: dict[str, int] = {}
@@ -112,7 +115,7 @@ def latest_checkpoint(run: Path) -> Path | None:
             continue
         try:
             readable.append((step_of(path), path))
-        except FormatError:
+        except (FormatError, UntrustedError):
             raise
         except CheckpointError as error:
             faults[path] = str(error)

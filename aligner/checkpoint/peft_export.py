@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
 from nemo.lightning.ckpt_utils import CONTEXT_PATH, WEIGHTS_PATH
-from nemo.lightning.io import load_context
 from torch import Tensor
 
+from aligner.backend import safe_reading
 from aligner.checkpoint import folders, source_files
 from aligner.common.errors import CheckpointError
 from aligner.model.adapters import base_of, peft_config_of
@@ -44,7 +44,7 @@ def write(checkpoint: Path, output: Path) -> None:
     from nemo.collections.llm.peft import DoRA
     from peft import LoraConfig
 
-    model: Any = load_context(checkpoint / CONTEXT_PATH, "model")
+    model: Any = safe_reading.load_context(checkpoint / CONTEXT_PATH, "model")
     peft_config: Any = peft_config_of(checkpoint)
     tensors, targets = {}, set()
     for name, stacked in _load_adapters(checkpoint).items():
