@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from aligner.common import trust
-from aligner.common.errors import CheckpointError
+from aligner.common.errors import CheckpointError, UntrustedError
 
 CHECKPOINT = "checkpoint of NeMo"
 DCP, MEGATRON = "torch.distributed.checkpoint", "megatron.core.dist_checkpointing"
@@ -151,6 +152,22 @@ def check_object(name: str, data: io.BytesIO) -> None:
             unpickle(inner, _ExtraStateUnpickler)
 
 
+@contextlib.contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise a refusal by itself, which torch wraps with those of all ranks and their stacks.
+
+    Raises:
+        UntrustedError: an object among the weights names what no checkpoint has.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        for failure, _ in error.failures.values():
+            if isinstance(failure, UntrustedError):
+                raise failure from None
+        raise
+
+
 def check_zarr(weights: Path) -> None:
     """Refuse arrays of zarr that hold objects or pass a filter: one of its filters unpickles.
 
@@ -249,8 +266,10 @@ def replacements() -> list[tuple[Any, str, Any]]:
     import nemo.lightning.io.mixin as mixin
     import torch.distributed.checkpoint.filesystem as filesystem
     from megatron.core.dist_checkpointing.strategies.common import TorchCommonLoadStrategy
+    from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
     from torch.distributed.checkpoint import DefaultLoadPlanner
 
+    sharded = TorchDistLoadShardedStrategy.load
     common, objects = TorchCommonLoadStrategy.load_common, TorchCommonLoadStrategy.load_sharded_objects
     load_bytes, load = DefaultLoadPlanner.load_bytes, mixin.load
 
@@ -260,6 +279,10 @@ def replacements() -> list[tuple[Any, str, Any]]:
 
     def safe_objects(self: Any, state: Any, checkpoint_dir: Any) -> Any:
         return weights_only(lambda: objects(self, state, checkpoint_dir), str(checkpoint_dir))
+
+    @unwrapped()
+    def safe_sharded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return sharded(self, *args, **kwargs)
 
     def safe_bytes(self: Any, read_item: Any, value: io.BytesIO) -> None:
         check_object(read_item.dest_index.fqn, value)
@@ -273,6 +296,7 @@ def replacements() -> list[tuple[Any, str, Any]]:
     return [
         (filesystem, "pickle", safe_pickle),
         (DefaultLoadPlanner, "load_bytes", safe_bytes),
+        (TorchDistLoadShardedStrategy, "load", safe_sharded),
         (TorchCommonLoadStrategy, "load_common", safe_common),
         (TorchCommonLoadStrategy, "load_sharded_objects", safe_objects),
         *((module, "load", safe_load) for module in (nemo_io, api, mixin)),

@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
+from nemo.lightning import io
+from nemo.lightning.ckpt_utils import CONTEXT_PATH, WEIGHTS_PATH
 from torch.distributed.checkpoint import FileSystemReader
 
 from aligner.backend import loading, patches
+
+__all__ = ["CONTEXT_PATH", "WEIGHTS_PATH", "load_common", "load_context", "load_values", "read_metadata"]
 
 patches.apply()
 
@@ -19,9 +24,7 @@ def load_context(context: Path, subpath: str | None = None) -> Any:
     Raises:
         UntrustedError: it names what no checkpoint has.
     """
-    from nemo.lightning.io import load_context as load
-
-    return load(context, subpath)
+    return io.load_context(context, subpath)
 
 
 def load_common(file: Path) -> Any:
@@ -40,3 +43,13 @@ def read_metadata(weights: Path) -> Any:
         UntrustedError: it names what no checkpoint has.
     """
     return FileSystemReader(weights).read_metadata()
+
+
+def load_values(state: dict[str, Any], weights: Path) -> None:
+    """Load values of the sharded state by name into `state`, which holds tensors of their shape, and None.
+
+    Raises:
+        UntrustedError: one of them names what no checkpoint has.
+    """
+    with loading.unwrapped():
+        dcp.load(state, storage_reader=FileSystemReader(weights), no_dist=True)

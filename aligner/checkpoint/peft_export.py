@@ -12,7 +12,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import torch.distributed.checkpoint as dcp
 from nemo.lightning.ckpt_utils import CONTEXT_PATH, WEIGHTS_PATH
 from torch import Tensor
 
@@ -85,14 +84,13 @@ def _base_name(checkpoint: Path) -> str | None:
 
 def _load_adapters(checkpoint: Path) -> dict[str, Tensor]:
     """Load the weights of the adapters, stacked over layers: `[layers, ...]`."""
-    reader = dcp.FileSystemReader(checkpoint / WEIGHTS_PATH)
-    stored: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    stored: dict[str, Any] = safe_reading.read_metadata(checkpoint / WEIGHTS_PATH).state_dict_metadata
     state: dict[str, Any] = {
         name: torch.empty(meta.size, dtype=meta.properties.dtype)
         for name, meta in stored.items()
         if ".adapter." in name and not name.startswith(("optimizer.", "reference.")) and hasattr(meta, "size")
     }
-    dcp.load(state, storage_reader=reader, no_dist=True)
+    safe_reading.load_values(state, checkpoint / WEIGHTS_PATH)
     return state
 
 

@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nemo.lightning.ckpt_utils import CONTEXT_PATH, WEIGHTS_PATH
-
 from aligner.backend import safe_reading
+from aligner.backend.safe_reading import CONTEXT_PATH, WEIGHTS_PATH
 from aligner.common import trust
 from aligner.common.console import log_rank0
 from aligner.common.errors import CheckpointError
