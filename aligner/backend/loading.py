@@ -188,11 +188,20 @@ def check_context(path: Path, subpath: str | None = None) -> None:
 
     Raises:
         UntrustedError: it names what no checkpoint has.
+        CheckpointError: it is damaged.
     """
     file = path / "io.json" if path.is_dir() else path
     if not file.is_file():
         return
-    document = json.loads(file.read_bytes())
+    try:
+        _check_document(json.loads(file.read_bytes()), file, subpath)
+    except UntrustedError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: is damaged ({type(error).__name__}: {error})") from None
+
+
+def _check_document(document: dict[str, Any], file: Path, subpath: str | None) -> None:
     objects: dict[str, Any] = document.get("objects", {})
     for node in objects.values():
         # NeMo imports the type of every object, used or not.
@@ -253,7 +262,7 @@ def _runs_remote_code(nodes: list[dict[str, Any]], objects: dict[str, Any]) -> b
                 harmless.add(id(names))
             elif values:
                 return True
-    return any(id(node) not in harmless for node in nodes if trust.REMOTE_CODE in items(node))
+    return any(id(followed(node)) not in harmless for node in nodes if trust.REMOTE_CODE in items(node))
 
 
 # ---- in the place of upstream's ------------------------------------------------------------------------------------
@@ -261,6 +270,7 @@ def _runs_remote_code(nodes: list[dict[str, Any]], objects: dict[str, Any]) -> b
 
 def replacements() -> list[tuple[Any, str, Any]]:
     """Return what is replaced: an upstream module or class, a name in it, and the value that takes its place."""
+    import modelopt.torch.opt.plugins as modelopt
     import nemo.lightning.io as nemo_io
     import nemo.lightning.io.api as api
     import nemo.lightning.io.mixin as mixin
@@ -271,6 +281,7 @@ def replacements() -> list[tuple[Any, str, Any]]:
 
     sharded = TorchDistLoadShardedStrategy.load
     common, objects = TorchCommonLoadStrategy.load_common, TorchCommonLoadStrategy.load_sharded_objects
+    quantizers = modelopt.restore_sharded_modelopt_state
     load_bytes, load = DefaultLoadPlanner.load_bytes, mixin.load
 
     def safe_common(self: Any, checkpoint_dir: Any) -> Any:
@@ -292,10 +303,18 @@ def replacements() -> list[tuple[Any, str, Any]]:
         check_context(Path(path), subpath)
         return load(path, output_type=output_type, subpath=subpath, build=build)
 
+    def safe_quantizers(model: Any, checkpoint_name: Any, prefix: str = "") -> None:
+        file = Path(checkpoint_name) / "modelopt_state/common.pt"
+        if file.is_file():
+            weights_only(lambda: torch.load(file, weights_only=True, map_location="cpu"), str(file))
+        quantizers(model, checkpoint_name, prefix)
+
     safe_pickle = types.SimpleNamespace(**vars(pickle) | {"load": unpickle})
     return [
         (filesystem, "pickle", safe_pickle),
         (DefaultLoadPlanner, "load_bytes", safe_bytes),
+        # Model Optimizer's own, of quantized models; NeMo looks for it in every checkpoint.
+        (modelopt, "restore_sharded_modelopt_state", safe_quantizers),
         (TorchDistLoadShardedStrategy, "load", safe_sharded),
         (TorchCommonLoadStrategy, "load_common", safe_common),
         (TorchCommonLoadStrategy, "load_sharded_objects", safe_objects),

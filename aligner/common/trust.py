@@ -63,11 +63,12 @@ CLASS_PACKAGES = (
 """Packages whose classes are allowed: making one of them keeps its arguments."""
 CALLED = (
     "aligner.backend.hardware", "aligner.common.yaml_values", "aligner.demo.toy", "aligner.losses",
-    "megatron.core.activations", "nemo.collections.llm.fn.activation", "nemo.lightning.io.artifact.hf_auto",
+    "megatron.core.activations", "megatron.core.models.gpt.gpt_layer_specs", "nemo.collections.llm.fn.activation",
+    "nemo.collections.llm.gpt.model.base", "nemo.lightning.io.artifact.hf_auto",
     "torch.nn.functional", "torch.nn.init", "torch._C._nn",
 )  # fmt: skip
 """Modules whose functions may be called while a file is read."""
-NAMED = (*CALLED, "aligner.api", "aligner.generate", "aligner.judge", "nemo.collections.llm.gpt.model.base")
+NAMED = (*CALLED, "aligner.api", "aligner.generate", "aligner.judge")
 """Modules whose functions a recipe may hold, to be called once it runs."""
 
 _own: set[str] = set()
@@ -116,24 +117,27 @@ def lookup(module: str, symbol: str, where: str, kind: str, *, called: bool = Tr
     trusted = is_trusted(name) or name in _own
     if not trusted and module not in IMPORTED and not any(_is_under(module, package) for package in WHOLE):
         raise refusal(where, name, kind)
-    found: Any = importlib.import_module(module)
-    for part in symbol.split("."):
-        if not trusted and isinstance(found, types.ModuleType) and found.__name__ != module:
+    first, *inner = symbol.split(".")
+    found: Any = getattr(importlib.import_module(module), first)
+    for part in inner:
+        # Below a class are its members; below a function are the names of its whole module.
+        if not trusted and not isinstance(found, type):
             raise refusal(where, name, kind)
         found = getattr(found, part)
-    if not trusted and not _is_allowed(found, module, called=called):
+    if not trusted and not _is_allowed(found, called=called):
         raise refusal(where, name, kind)
     return found
 
 
-def _is_allowed(found: Any, module: str, *, called: bool) -> bool:
+def _is_allowed(found: Any, *, called: bool) -> bool:
     is_function = isinstance(found, types.FunctionType | types.BuiltinFunctionType)
     if not isinstance(found, type) and not is_function:
         # A member of an enumeration, or a data type of torch.
         if not isinstance(found, enum.Enum) and f"{type(found).__module__}.{type(found).__qualname__}" != "torch.dtype":
             return False
         found = type(found)
-    module = found.__module__ or module
+    # None for a method of an object, as `dict.get` of a module's names.
+    module = found.__module__ or ""
     name = f"{module}.{found.__qualname__}"
     if is_trusted(name) or name in _own:
         return True

@@ -88,7 +88,7 @@ FORMS: dict[str, Callable[[Path], bytes]] = {
     "a dotted name of an allowed module": lambda marker: (
         b"\x80\x04\x8c\x24torch.distributed.checkpoint.metadata\x8c\x09os.system\x93\x8c\x04true\x85R."
     ),
-    "a module as an extension": lambda marker: b"\x80\x02\x82\x01.",
+    "an extension": lambda marker: b"\x80\x02\x82\x01.",
     "getattr": lambda marker: b"\x80\x04\x8c\x08builtins\x8c\x07getattr\x93\x8c\x01a\x8c\x05upper\x86R.",
     "functools.partial": lambda marker: pickle.dumps(partial(os.system, f"touch {marker}")),
 }
@@ -198,6 +198,19 @@ class Call:
         return self.call
 
 
+def test_a_state_of_model_optimizer_is_a_pickle_too(
+    checkpoint: Path, marker: Path, tiny: Any, execute: Any, tmp_path: Path
+) -> None:
+    """NeMo looks for one in every checkpoint that it restores, and unpickles it."""
+    (checkpoint / "weights/modelopt_state").mkdir()
+    torch.save(Payload(marker), checkpoint / "weights/modelopt_state/common.pt")
+    recipe = tiny()
+    recipe.log.log_dir, recipe.trainer.max_steps = str(tmp_path / "copy"), 6
+    with pytest.raises(UntrustedError, match=r"modelopt_state/common\.pt: names \w+\.system"):
+        execute(recipe)
+    assert not marker.exists()
+
+
 def test_a_filter_of_zarr_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weight").mkdir()
     (tmp_path / "weight/.zarray").write_text(json.dumps({"dtype": "<f4", "filters": [{"id": "pickle"}]}))
@@ -244,6 +257,9 @@ CONTEXTS = {
     "a specification that imports": called("megatron.core.transformer.spec_utils", "ModuleSpec"),
     "our own import": called("aligner.checkpoint.huggingface", "import_hf"),
     "our own runner of code": called("aligner.judge.verifiers", "python_tests"),
+    "the names of a function's module": called("torch.nn.functional", "silu.__globals__.get"),
+    "the builtins of a function": called("torch.nn.functional", "silu.__builtins__.get"),
+    "a method of an allowed class": called("nemo.collections.llm.gpt.model.llama", "LlamaModel.import_from"),
     "a builtin": called("builtins", "eval"),
 }
 
@@ -304,8 +320,9 @@ def test_a_tokenizer_does_not_bring_code_along(value: Any, checkpoint: Path, mar
         named_tokenizer(str(checkpoint))
     tokenizer["items"][-1][1] = {"type": "leaf", "value": False}
     (checkpoint / "context/io.json").write_text(json.dumps(document))
-    with pytest.raises((ValueError, AttributeError)):
+    with pytest.raises((ValueError, AttributeError)) as refused:
         named_tokenizer(str(checkpoint))
+    assert not isinstance(refused.value, UntrustedError), "NeMo's importers write False"
     with pytest.raises(ConfigError):
         named_tokenizer(str(folder))
     assert not marker.exists()
