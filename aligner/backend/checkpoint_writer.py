@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.context
@@ -34,7 +35,9 @@ class WriterProcess(multiprocessing.context.ForkProcess):
 
     def _watch(self, given: dict[str, Any]) -> None:
         multiprocessing.connection.wait([self.sentinel])
-        code = os.waitid(os.P_PID, self.pid or 0, os.WEXITED | os.WNOWAIT | os.WNOHANG) if self.pid else None
+        code = None
+        with contextlib.suppress(ChildProcessError):  # it ended well, and was waited for
+            code = os.waitid(os.P_PID, self.pid or 0, os.WEXITED | os.WNOWAIT)
         if code is not None and code.si_code in (os.CLD_KILLED, os.CLD_DUMPED):
             why = f"a process that wrote it was ended by signal {code.si_status}"
             error = RuntimeError(f"{why}, most likely for want of memory" if code.si_status == 9 else why)

@@ -1,8 +1,8 @@
 """Patches of Megatron-Core 0.15 and NeMo 2.7 for machines without CUDA or Transformer Engine.
 
-Only this file changes upstream code. On a machine with both, `apply()` fixes two problems: the leftover process of
-Megatron's checkpoint writer, and notebooks. Each entry of `PATCHES` is one patch with the upstream line that needs
-it; `tests/backend/test_patches.py` checks that upstream still needs the patch.
+Only this file changes upstream code. On a machine with both, `apply()` fixes three problems: checkpoints that run code
+(`loading`), the leftover process of Megatron's checkpoint writer, and notebooks. Each entry of `PATCHES` is one patch
+with the upstream line that needs it; `tests/backend/test_patches.py` checks that upstream still needs the patch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.overrides import TorchFunctionMode
 
-from aligner.backend import checkpoint_writer
+from aligner.backend import checkpoint_writer, loading
 from aligner.backend.device import no_cuda, no_transformer_engine
 from aligner.common import process_pool
 
@@ -319,7 +319,17 @@ def _notebook() -> None:
     setattr(connector, "_IS_INTERACTIVE", False)  # noqa: B010
 
 
+def _restricted_reading() -> None:
+    for owner, name, safe in loading.replacements():
+        setattr(owner, name, safe)
+
+
 PATCHES = (
+    Patch(
+        "torch, Megatron and NeMo run what a checkpoint's .metadata, objects and io.json name",
+        lambda: True,
+        _restricted_reading,
+    ),
     Patch("lightning/.../accelerator_connector.py:579 refuses notebooks, for one rank, too", lambda: True, _notebook),
     Patch(
         "megatron/core/dist_checkpointing: a killed rank leaves a process of 200 MB behind, a killed writer hangs it",

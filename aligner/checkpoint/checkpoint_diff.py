@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
-from nemo.lightning.ckpt_utils import WEIGHTS_PATH
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+from aligner.backend import safe_reading
+from aligner.backend.safe_reading import WEIGHTS_PATH
 
 COMMON = ("global_step", "optimizer", "lr_schedulers", "AlignDataModule")
 """Keys of the unsharded state (`common.pt`) that must be equal; the others are loop counters and paths."""
@@ -17,18 +18,17 @@ COMMON = ("global_step", "optimizer", "lr_schedulers", "AlignDataModule")
 
 def read(checkpoint: Path) -> dict[str, Any]:
     """Load all values of a checkpoint by name: weights, optimizer, reference, schedule, data."""
-    reader = dcp.FileSystemReader(checkpoint / WEIGHTS_PATH)
     state: dict[str, Any] = {}
-    for name, meta in reader.read_metadata().state_dict_metadata.items():
+    for name, meta in safe_reading.read_metadata(checkpoint / WEIGHTS_PATH).state_dict_metadata.items():
         if not isinstance(meta, BytesStorageMetadata):
             state[name] = torch.empty(meta.size, dtype=meta.properties.dtype)
         else:
             state[name] = None
-    dcp.load(state, storage_reader=reader, no_dist=True)
+    safe_reading.load_values(state, checkpoint / WEIGHTS_PATH)
     # Megatron's own objects (Transformer Engine's extra states) are lists of tensors.
     for name in [name for name, value in state.items() if not isinstance(value, Tensor)]:
         _flatten(name, state.pop(name), state)
-    common = torch.load(checkpoint / WEIGHTS_PATH / "common.pt", weights_only=False, map_location="cpu")
+    common = safe_reading.load_common(checkpoint / WEIGHTS_PATH / "common.pt")
     for name in COMMON:
         _flatten(name, common.get(name), state)
     return state

@@ -8,9 +8,9 @@ from typing import Any
 
 from nemo.collections import llm
 from nemo.lightning.ckpt_utils import CONTEXT_PATH
-from nemo.lightning.io import load_context
 from nemo.lightning.io.connector import ModelConnector
 
+from aligner.backend import safe_reading
 from aligner.checkpoint import source_files
 from aligner.checkpoint.imports.comparison import Comparison, compare
 from aligner.common.errors import CheckpointError
@@ -39,7 +39,9 @@ class Importer(ModelConnector):
         """Save the tokenizer into the import's own folder; NeMo uses one of the whole machine, and runs its code."""
         from transformers import AutoTokenizer
 
-        AutoTokenizer.from_pretrained(tokenizer_name_or_path).save_pretrained(self.tokenizer_folder)
+        # Otherwise transformers asks, at a terminal, whether to run the folder's Python files.
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name_or_path, trust_remote_code=False)
+        tokenizer.save_pretrained(self.tokenizer_folder)
         return str(self.tokenizer_folder)
 
     @property
@@ -47,7 +49,7 @@ class Importer(ModelConnector):
         """Return NeMo's configuration, with lengths and tied embeddings as they are in the source."""
         from transformers import AutoConfig
 
-        config, source = super().config, AutoConfig.from_pretrained(str(self))  # type: ignore[misc]
+        config, source = super().config, AutoConfig.from_pretrained(str(self), trust_remote_code=False)  # type: ignore[misc]
         # Qwen2's and Mistral's importers untie; Mistral's takes its length from the window, Qwen3's from nowhere.
         ours: dict[str, Any] = {
             "share_embeddings_and_output_weights": bool(source.tie_word_embeddings),
@@ -85,7 +87,7 @@ class Exporter(ModelConnector):
         if self.source_config is not None:
             from transformers import AutoConfig
 
-            return AutoConfig.from_pretrained(self.source_config)
+            return AutoConfig.from_pretrained(self.source_config, trust_remote_code=False)
         config: Any = super().config  # type: ignore[misc]
         hf = getattr(self.tokenizer, "tokenizer", self.tokenizer)  # type: ignore[attr-defined]
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -117,7 +119,7 @@ def exporter(checkpoint: Path) -> Exporter:
     Raises:
         CheckpointError: NeMo has none for it.
     """
-    model: Any = load_context(checkpoint / CONTEXT_PATH, "model")
+    model: Any = safe_reading.load_context(checkpoint / CONTEXT_PATH, "model")
     if type(model) is llm.GPTModel:
         raise CheckpointError(
             f"checkpoint: {checkpoint} holds a plain GPTModel (GPT-2B), which NeMo has no Hugging Face form of; "

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from nemo.lightning.ckpt_utils import CONTEXT_PATH, WEIGHTS_PATH
 from nemo.lightning.pytorch.callbacks import ModelCheckpoint
-from torch.distributed.checkpoint import FileSystemReader
 
+from aligner.backend import safe_reading
 from aligner.checkpoint.safety import integrity
 from aligner.common.console import log_rank0
-from aligner.common.errors import CheckpointError
+from aligner.common.errors import CheckpointError, UntrustedError
 from aligner.common.files import PARTIAL
 
 METADATA_FILE = "align.json"
@@ -43,8 +42,10 @@ def metadata(checkpoint: Path) -> dict[str, Any]:
             saved = json.loads((checkpoint / METADATA_FILE).read_text())
             saved_format, step = int(saved["format"]), int(saved["step"])
         else:
-            state = torch.load(checkpoint / WEIGHTS_PATH / "common.pt", weights_only=False, map_location="cpu")
+            state = safe_reading.load_common(checkpoint / WEIGHTS_PATH / "common.pt")
             return {"step": int(state["global_step"])}
+    except UntrustedError:
+        raise
     except Exception as error:
         raise CheckpointError(f"{checkpoint}: what it says of itself cannot be read ({error})") from None
     if saved_format < FORMAT:
@@ -84,7 +85,9 @@ def find_corruption(checkpoint: Path) -> str | None:
     if missing is not None:
         return missing
     try:
-        torch_metadata: Any = FileSystemReader(weights).read_metadata()
+        torch_metadata: Any = safe_reading.read_metadata(weights)
+    except UntrustedError:
+        raise
     except Exception as error:
         return f"{WEIGHTS_PATH}/.metadata cannot be read ({type(error).__name__}: {error})"
     ends: dict[str, int] = {}
@@ -160,7 +163,7 @@ def latest_checkpoint(run: Path, *, damage: Callable[[Path], str | None] | None 
             # Of copies with the same step, the run's own comes first.
             step = step_of(path)
             readable.append((step, path.name == f"step={step}", path))
-        except FormatError:
+        except (FormatError, UntrustedError):
             raise
         except CheckpointError as error:
             faults[path] = str(error)

@@ -20,6 +20,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from aligner.backend import loading
 from aligner.common.errors import CheckpointError
 
 CONFIG, FLAT, DISTRIBUTED = "model_config.yaml", "model_weights.ckpt", "model_weights"
@@ -116,6 +117,7 @@ def unpack(path: Path, scratch: Path) -> Archive:
     if not (folder / CONFIG).is_file():
         contents = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
         raise CheckpointError(f"{path}: has no {CONFIG}; expected a .nemo archive of a GPT model; found {contents}")
+    loading.check_zarr(folder / DISTRIBUTED)
     config = yaml.safe_load((folder / CONFIG).read_text())
     return Archive(folder, config.get("model", config))
 
@@ -217,7 +219,9 @@ def _load_stages(folder: Path) -> list[list[dict[str, Tensor]]]:
     for file in files:
         match = RANKS.search(file.parent.name)
         tensor_rank, stage = (int(match[1] or match[3]), int(match[2] or 0)) if match else (0, 0)
-        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        saved: Any = loading.weights_only(
+            lambda file=file: torch.load(file, map_location="cpu", weights_only=True, mmap=True), str(file)
+        )
         stages.setdefault(stage, {})[tensor_rank] = _weights(saved.get("state_dict", saved))
     return [[ranks[rank] for rank in sorted(ranks)] for _, ranks in sorted(stages.items())]
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import torch.distributed.checkpoint as dcp
 from nemo.lightning.ckpt_utils import CONTEXT_PATH, WEIGHTS_PATH
-from nemo.lightning.io import load_context
 from torch import Tensor
 
+from aligner.backend import safe_reading
 from aligner.checkpoint import folders, source_files
 from aligner.common.errors import CheckpointError
 from aligner.model.adapters import base_of, peft_config_of
@@ -44,7 +43,7 @@ def write(checkpoint: Path, output: Path) -> None:
     from nemo.collections.llm.peft import DoRA
     from peft import LoraConfig
 
-    model: Any = load_context(checkpoint / CONTEXT_PATH, "model")
+    model: Any = safe_reading.load_context(checkpoint / CONTEXT_PATH, "model")
     peft_config: Any = peft_config_of(checkpoint)
     tensors, targets = {}, set()
     for name, stacked in _load_adapters(checkpoint).items():
@@ -85,14 +84,13 @@ def _base_name(checkpoint: Path) -> str | None:
 
 def _load_adapters(checkpoint: Path) -> dict[str, Tensor]:
     """Load the weights of the adapters, stacked over layers: `[layers, ...]`."""
-    reader = dcp.FileSystemReader(checkpoint / WEIGHTS_PATH)
-    stored: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    stored: dict[str, Any] = safe_reading.read_metadata(checkpoint / WEIGHTS_PATH).state_dict_metadata
     state: dict[str, Any] = {
         name: torch.empty(meta.size, dtype=meta.properties.dtype)
         for name, meta in stored.items()
         if ".adapter." in name and not name.startswith(("optimizer.", "reference.")) and hasattr(meta, "size")
     }
-    dcp.load(state, storage_reader=reader, no_dist=True)
+    safe_reading.load_values(state, checkpoint / WEIGHTS_PATH)
     return state
 
 

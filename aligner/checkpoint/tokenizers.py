@@ -9,6 +9,7 @@ from typing import Any
 
 from nemo.lightning.ckpt_utils import CONTEXT_PATH
 
+from aligner.backend import safe_reading
 from aligner.checkpoint import folders
 from aligner.common import hub
 from aligner.common.errors import ConfigError
@@ -21,8 +22,6 @@ def load_tokenizer(checkpoint: Path, *, kept_in: Path | None = None) -> Any:
     With `kept_in`, its files are copied there first and outlast the checkpoint. A run keeps its newest checkpoint
     only, and NeMo saves a tokenizer without files as a name to look up.
     """
-    from nemo.lightning.io import load_context
-
     context = checkpoint / CONTEXT_PATH
     if kept_in is not None:
         digest = hashlib.sha256()
@@ -38,7 +37,7 @@ def load_tokenizer(checkpoint: Path, *, kept_in: Path | None = None) -> Any:
                 if not copy.exists():
                     raise
         context = copy
-    return load_context(context, "model.tokenizer")
+    return safe_reading.load_context(context, "model.tokenizer")
 
 
 def named_tokenizer(name: str) -> Any:

@@ -5,6 +5,7 @@
     │   ├── RowError                        a row of a data file: the message begins with file:line
     │   ├── ConfigError                     an argument: the message begins with its name
     │   └── CheckpointError                 a model folder, or no disk space for it
+    │       └── UntrustedError              it names code that would run while it is read
     └── SanityCheckError (RuntimeError)     the run contradicts theory; continuing would waste hours
 
 A message gives the place, the value found, the value expected and the remedy, in this order. Every class can be
@@ -47,6 +48,10 @@ class ConfigError(UserError):
 
 class CheckpointError(UserError):
     """Folder without the expected model, or too little disk space to write one."""
+
+
+class UntrustedError(CheckpointError):
+    """File that names code to run which is not allowed (`aligner.common.trust`); it is not damaged."""
 
 
 class SanityCheckError(AlignError, RuntimeError):

@@ -10,8 +10,8 @@ import dataclasses
 import datetime
 import enum
 import functools
-import importlib
 import inspect
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,23 @@ import fiddle as fdl
 import nemo_run as run
 import torch
 
-from aligner.common import secrets_filter
+from aligner.common import secrets_filter, trust
 
 
 def member(kind: str, name: str) -> enum.Enum:
-    """Return the member of an enumeration, both by name."""
+    """Return the member of an enumeration, both by name.
+
+    Raises:
+        UntrustedError: `kind` is no enumeration, or in a module that neither a file may import nor the process has.
+    """
     module, _, last = kind.rpartition(".")
-    return getattr(importlib.import_module(module), last)[name]
+    if module in sys.modules:  # as that of an override, whose configuration is there
+        found = getattr(sys.modules[module], last)
+    else:
+        found = trust.lookup(module, last, "yaml_values.member", "recipe")
+    if not isinstance(found, type) or not issubclass(found, enum.Enum):
+        raise trust.refusal("yaml_values.member", kind, "recipe")
+    return found[name]
 
 
 def path(text: str) -> Path:
@@ -41,7 +51,10 @@ def seconds(number: float) -> datetime.timedelta:
 
 def dtype(name: str) -> torch.dtype:
     """Return a data type of torch, as `bfloat16`."""
-    return getattr(torch, name)
+    found = getattr(torch, name)
+    if not isinstance(found, torch.dtype):
+        raise trust.refusal("yaml_values.dtype", f"torch.{name}", "recipe")
+    return found
 
 
 def representable(recipe: run.Partial) -> tuple[run.Partial, list[str]]:

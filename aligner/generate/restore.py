@@ -11,7 +11,7 @@ from megatron.core.models.gpt import GPTModel
 from nemo import lightning as nl
 from nemo.lightning.ckpt_utils import CONTEXT_PATH
 
-from aligner.backend import distributed, hardware, threads
+from aligner.backend import distributed, hardware, safe_reading, threads
 from aligner.checkpoint import folders, huggingface, source_files, tokenizers
 from aligner.data.chat_template import TemplateSettings
 from aligner.model import adapters, architecture
@@ -66,11 +66,10 @@ def restore(
     Every rank must call.
     """
     from nemo.collections.llm.inference.base import _setup_trainer_and_restore_model
-    from nemo.lightning.io import load_context
 
     base_checkpoint = adapters.base_of(checkpoint)
     source = base_checkpoint or checkpoint
-    model: Any = load_context(source / CONTEXT_PATH, "model")
+    model: Any = safe_reading.load_context(source / CONTEXT_PATH, "model")
     model.tokenizer = tokenizers.load_tokenizer(checkpoint)
     model.model_transform = None
     config = model.config

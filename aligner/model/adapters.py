@@ -8,9 +8,10 @@ from typing import Any
 
 from nemo.collections.llm.peft import DoRA, LoRA
 from nemo.lightning.ckpt_utils import ADAPTER_META_FILENAME, CONTEXT_PATH, WEIGHTS_PATH
-from nemo.lightning.io import load_context
 from nemo.lightning.pytorch.callbacks import PEFT
 
+from aligner.backend import safe_reading
+from aligner.common import trust
 from aligner.common.errors import CheckpointError, ConfigError
 
 COMPARED = ("dim", "alpha", "target_modules", "dropout_position")
@@ -68,7 +69,8 @@ def check(peft: PEFT | None, checkpoint: Path | None, *, continued: bool) -> Non
 
 
 def _check_same_adapters(peft: PEFT, checkpoint: Path) -> None:
-    saved: Any = load_context(checkpoint / CONTEXT_PATH, "model.model_transform")
+    trust.know([peft])
+    saved: Any = safe_reading.load_context(checkpoint / CONTEXT_PATH, "model.model_transform")
     if type(saved) is not type(peft):
         raise ConfigError(f"peft: is {type(peft).__name__}, but {checkpoint} holds {type(saved).__name__} adapters")
     for name in COMPARED:
@@ -85,7 +87,7 @@ def peft_config_of(checkpoint: Path) -> PEFT:
     Raises:
         CheckpointError: the adapters are neither LoRA nor DoRA.
     """
-    peft: Any = load_context(checkpoint / CONTEXT_PATH, "model.model_transform")
+    peft: Any = safe_reading.load_context(checkpoint / CONTEXT_PATH, "model.model_transform")
     if type(peft) not in (LoRA, DoRA):
         raise CheckpointError(f"checkpoint: {checkpoint} holds {type(peft).__name__} adapters; LoRA and DoRA are known")
     return peft

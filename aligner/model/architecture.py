@@ -5,10 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nemo.lightning.ckpt_utils import CONTEXT_PATH, WEIGHTS_PATH
-from nemo.lightning.io import load_context
-from torch.distributed.checkpoint import FileSystemReader
-
+from aligner.backend import safe_reading
+from aligner.backend.safe_reading import CONTEXT_PATH, WEIGHTS_PATH
+from aligner.common import trust
 from aligner.common.console import log_rank0
 from aligner.common.errors import CheckpointError
 from aligner.model.adapters import base_of
@@ -60,7 +59,8 @@ def match_checkpoint(model: Any, start: Path, *, update: bool) -> None:
         CheckpointError: the checkpoint has another model class, fields unknown to the recipe's config class, or
             differing fields without `update`.
     """
-    saved: Any = load_context(start / CONTEXT_PATH, "model")
+    trust.know([model, model.config, getattr(model, "tokenizer", None)])
+    saved: Any = safe_reading.load_context(start / CONTEXT_PATH, "model")
     if type(saved).__name__ != type(model).__name__:
         raise CheckpointError(
             f"model: the recipe builds a {type(model).__name__}, but {start} holds a {type(saved).__name__}; use the "
@@ -131,6 +131,6 @@ def match_vocab_size(model: Any, checkpoint: Path, *, tensor_model_parallel_size
 
 def vocabulary_rows(checkpoint: Path) -> int | None:
     """Return the number of embedding rows of a checkpoint; None for one without embedding, as adapters alone."""
-    stored: dict[str, Any] = FileSystemReader(checkpoint / WEIGHTS_PATH).read_metadata().state_dict_metadata
+    stored: dict[str, Any] = safe_reading.read_metadata(checkpoint / WEIGHTS_PATH).state_dict_metadata
     rows = (meta.size[0] for name, meta in stored.items() if name.endswith("embedding.word_embeddings.weight"))
     return next(rows, None)

@@ -15,6 +15,18 @@ from aligner.backend import patches
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the patches are for machines without CUDA")
 
 UNPATCHED = {
+    "restricted reading": """
+import io, os, pickle
+from types import SimpleNamespace
+from torch.distributed.checkpoint import FileSystemReader
+reader = FileSystemReader.__new__(FileSystemReader)
+class Run:
+    def __reduce__(self): return (print, ("needed",))
+reader._get_metadata_path = lambda rank=None: ""
+reader.fs = SimpleNamespace(create_stream=lambda *_: io.BytesIO(pickle.dumps(Run())))
+try: reader.read_metadata()
+except AttributeError: pass  # None has no storage_meta
+""",
     "writer": """
 import inspect, megatron.core.dist_checkpointing.strategies.filesystem_async as f
 print("needed" if "ctx.Manager().Queue()" in inspect.getsource(f._get_write_results_queue) else "")

@@ -125,7 +125,8 @@ def test_what_yaml_has_no_word_for_reads_back(tiny: Callable[..., Any], execute:
     assert built.keywords["data"].train == recipe.data.train
 
 
-def test_plain_values_read_back(tmp_path: Path) -> None:
+def test_plain_values_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMO_ALIGN_TRUST", __name__)
     given: dict[str, Any] = {
         "time": timedelta(hours=9), "dtype": torch.bfloat16, "inner": [(Path("a"), np.bool_(True))], 
         "by": {1: np.ones(1)[0]},
