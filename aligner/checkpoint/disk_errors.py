@@ -35,7 +35,8 @@ def translate_io_errors(run: Path) -> Iterator[None]:
                 "be passed over. Free some room and run the same command again: it goes on from the newest whole one"
             ) from error
         if isinstance(error, CheckpointException):
-            raise CheckpointError(f"log.log_dir: a checkpoint of {run} failed: {error}") from error
+            failures = "; ".join(f"rank {rank}: {failed[0]}" for rank, failed in error.failures.items())
+            raise CheckpointError(f"log.log_dir: a checkpoint of {run} failed: {failures}") from error
         raise
 
 

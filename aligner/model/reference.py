@@ -266,11 +266,11 @@ def _load(path: Path, trainer: Any) -> Tensor | None:
     if trainer.is_global_zero and path.exists():
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                scores, written = file.get_tensor("logps"), (file.metadata() or {}).get(HASH)
-            if _hash(scores) != written:
+                found, written = file.get_tensor("logps"), (file.metadata() or {}).get(HASH)
+            if _hash(found) != written:
                 raise ValueError("is not what was written")
+            scores = found
         except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-            scores = None
             log_rank0(f"reference cache {path} is damaged ({error})")
     shared = [scores]
     torch.distributed.broadcast_object_list(shared, src=0)

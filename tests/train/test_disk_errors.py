@@ -1,6 +1,7 @@
 """Disks that are full or over a quota, and writers that a system ends."""
 
 import errno
+import functools
 import os
 import signal
 from collections.abc import Callable
@@ -39,6 +40,7 @@ def test_a_writer_that_is_killed_is_told_and_the_run_goes_on(
     parent = os.getpid()
     real = filesystem_async._write_item
 
+    @functools.wraps(real)
     def killed(*arguments: Any, **named: Any) -> Any:
         if os.getpid() != parent and not (tmp_path / "calm").exists():
             os.kill(os.getpid(), signal.SIGKILL)
