@@ -25,7 +25,7 @@ REMOTE_CODE = "trust_remote_code"
 IMPORTED = (
     "aligner", "nemo.collections.llm", "nemo.collections.common.tokenizers", "nemo.lightning", "megatron.core",
     "lightning.pytorch", "transformers", "fiddle", "torch", "torch.nn", "torch.optim", "torch._C", "builtins",
-    "collections", "datetime", "pathlib",
+    "collections", "datetime", "nemo_run.config", "pathlib",
 )  # fmt: skip
 """Modules that may be imported; of torch these alone, of the others with all that is in them."""
 WHOLE = tuple(name for name in IMPORTED if name != "torch")
@@ -36,6 +36,7 @@ CLASSES = {
     "pathlib.Path", "pathlib.PosixPath",
     "fiddle._src.config.Config", "fiddle._src.config.BuildableTraverserMetadata", "fiddle._src.config.NoValue",
     "fiddle._src.partial.Partial", "fiddle._src.partial.ArgFactory",
+    "nemo_run.config.Config", "nemo_run.config.Partial",
     "nemo.collections.common.tokenizers.bytelevel_tokenizers.ByteLevelTokenizer",
     "nemo.collections.common.tokenizers.huggingface.auto_tokenizer.AutoTokenizer",
     "nemo.collections.common.tokenizers.sentencepiece_tokenizer.SentencePieceTokenizer",

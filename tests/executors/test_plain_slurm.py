@@ -99,7 +99,7 @@ def jobs(folder: Path) -> list[str]:
 
 def steps(folder: Path) -> list[int]:
     file = folder / "metrics.csv"
-    return [row["step"] for row in read_metrics(file)] if file.is_file() else []
+    return [int(row["step"]) for row in read_metrics(file)]
 
 
 def same_weights(one: Path, other: Path) -> None:
@@ -134,7 +134,7 @@ def limited(home: Path, tiny_in: Callable[[Path], Tiny]) -> tuple[Path, threadin
     folder = home / "limited"
     folder.mkdir()
     recipe = slow(tiny_in(folder), "limited", 4.0)
-    job = in_background(lambda: with_preemption(recipe, "limited", time="00:02:00", retries=5))
+    job = in_background(lambda: with_preemption(recipe, "limited", time="00:02:00", retries=20))
     return folder / "runs/limited", *job
 
 
