@@ -183,3 +183,10 @@ def test_files_that_the_docs_link_to_are_there() -> None:
         assert not re.search(r"^[A-Z]{5,}$", page.read_text(), flags=re.MULTILINE), f"{page.name}: a gap to be filled"
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_promises_name_tests_that_exist() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs/trust.md").read_text())
+    assert len(named) > 20
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test}"

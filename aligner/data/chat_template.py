@@ -16,8 +16,11 @@ import jinja2
 import jinja2.nodes
 
 from aligner.common.errors import ConfigError, RowError
+from aligner.common.time_limit import time_limit
 from aligner.data.rows import Message, TextOrMessages
 
+TEMPLATE_S = 30.0
+"""Seconds in which a template must have written a conversation."""
 CLOCK = "strftime_now"
 """Function that transformers gives to templates; those that call it write the date of the day into every prompt."""
 CARRIES = ("tool_calls", "reasoning_content", "thinking", "function_call", "tools", "documents")
@@ -302,6 +305,10 @@ class ChatTemplate:
             raise RowError(f"{source}: the chat template refuses these messages ({roles}): {kind}{error}") from None
 
     def _rendered(self, messages: list[Message], arguments: dict[str, Any]) -> str:
+        with time_limit(TEMPLATE_S):
+            return self._rendered_unlimited(messages, arguments)
+
+    def _rendered_unlimited(self, messages: list[Message], arguments: dict[str, Any]) -> str:
         try:
             return self.hf.apply_chat_template(messages, tokenize=False, **arguments)
         except TypeError:

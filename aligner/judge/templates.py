@@ -11,8 +11,11 @@ import jinja2.meta
 from jinja2.sandbox import SandboxedEnvironment
 
 from aligner.common.errors import ConfigError
+from aligner.common.time_limit import TookTooLong, time_limit
 from aligner.data.rows import TextOrMessages
 
+TEMPLATE_S = 30.0
+"""Seconds in which a template must have written a prompt."""
 JUDGES = Path(__file__).parent / "judge-templates"
 
 
@@ -47,7 +50,16 @@ def template(name: str, field: str, *, needed: set[str], known: set[str]) -> Cal
             f"{field}: {path} has {{{{ {unknown} }}}}, which nothing fills in; there are: "
             f"{', '.join(sorted(needed | known))}"
         )
-    return environment.from_string(text).render
+    render = environment.from_string(text).render
+
+    def rendered(**values: Any) -> str:
+        try:
+            with time_limit(TEMPLATE_S):
+                return render(**values)
+        except (TookTooLong, jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise ConfigError(f"{field}: {path} fails ({type(error).__name__}: {error})") from None
+
+    return rendered
 
 
 def as_text(prompt: TextOrMessages) -> str:

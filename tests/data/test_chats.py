@@ -12,6 +12,7 @@ from reading import row_of
 from tokenizing import CHATML, byte_level
 
 from aligner.common.errors import RowError
+from aligner.data import chat_template
 from aligner.data.chat_template import TemplateSettings
 from aligner.data.examples import Kind, examples
 from aligner.data.tokenization import ResponseTokenizer
@@ -161,6 +162,17 @@ def test_a_template_that_fails_is_told_with_the_line(template: Any) -> None:
     hf = byte_level()
     hf.chat_template = template
     with pytest.raises(RowError, match=r"f.jsonl:1: the chat template refuses these messages \(user"):
+        ResponseTokenizer(hf).tokens("f.jsonl:1", [ASKED], [[SAID]])
+
+
+LOOPS = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
+
+
+def test_a_template_that_loops_is_told_with_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "TEMPLATE_S", 0.5)
+    hf = byte_level()
+    hf.chat_template = LOOPS
+    with pytest.raises(RowError, match=r"f.jsonl:1: the chat template refuses these .*did not end within 0.5 s"):
         ResponseTokenizer(hf).tokens("f.jsonl:1", [ASKED], [[SAID]])
 
 

@@ -16,7 +16,7 @@ from aligner.generate import journal
 from aligner.generate.engine import Engine, GenerationResult
 from aligner.generate.generation import generate_responses
 from aligner.generate.openai_engine import OpenAIEngine
-from aligner.judge import verifiers
+from aligner.judge import templates, verifiers
 from aligner.judge.iteration_report import IterationReport
 from aligner.judge.judges import ModelJudge, Verifier, judge_responses
 from aligner.judge.templates import as_text
@@ -63,6 +63,24 @@ def test_a_model_judges_what_ended_once_and_several_times(serve: Any, files: tup
     # Once more is no more.
     judge_responses(*files, str(tmp_path / "j.jsonl"), judge)
     assert len(asked) == 6
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}", "TookTooLong: did not end"),
+        ("{{ prompt.nothing.at_all }}", "UndefinedError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    ],
+)
+def test_a_template_that_fails_is_told(
+    serve: Any, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, told: str
+) -> None:
+    monkeypatch.setattr(templates, "TEMPLATE_S", 0.5)
+    (tmp_path / "mine.jinja").write_text("{{ prompt }} {{ response }}" + body)
+    judge = ModelJudge(OpenAIEngine(serve(lambda _: "4"), "judge"), template=str(tmp_path / "mine.jinja"))
+    with pytest.raises(ConfigError, match=rf"judge.template: .*mine.jinja fails \({told}"):
+        judge_responses(*files, str(tmp_path / "j.jsonl"), judge)
 
 
 def test_a_servers_answers_are_kept_when_it_fails(serve: Any, files: tuple[str, str], tmp_path: Path) -> None:
