@@ -73,7 +73,8 @@ def kind_of(path: Path) -> str:
 def judged(code: int | None, said: str, told: list[str], path: Path) -> tuple[str, str]:
     """Return what became of a flip, and a description if it is a fault."""
     if code == 0:
-        if [each for each in told if not (path.name == "metrics.csv" and "metrics.csv" in each)]:
+        # A damaged checkpoint stays, unlike an older one; and the curves of the file that was flipped differ.
+        if [each for each in told if ": all" not in each and not ("metrics.csv" in each and path.name in each)]:
             return "TRAINED ON", "; ".join(told)
         return ("found" if any(text in said for text in FOUND) else "harmless"), ""
     last = (said.strip().splitlines() or [""])[-1]

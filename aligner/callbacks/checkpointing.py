@@ -299,13 +299,18 @@ class CheckpointCallback(nl.ModelCheckpoint):
 
 def _write_context(trainer: Any, checkpoint: Path) -> str | None:
     """Write the configs of model, trainer and data beside the weights; return what is wrong, if something is."""
+    folder = checkpoint / CONTEXT_PATH
     context: Any = TrainerContext.from_trainer(trainer)
     try:
-        serialization.dump_json(context.__io__)
+        context.io_dump(folder, yaml_attrs=["model"])
+        return None
     except Exception:  # a path, an object, a number of NumPy in the recipe
-        context.__io__ = yaml_values.representable(context.__io__)[0]
+        shutil.rmtree(folder, ignore_errors=True)
+        # What NeMo has registered, it writes into a file beside.
+        registered = serialization.find_node_traverser
+        context.__io__, _ = yaml_values.representable(context.__io__, lambda value: registered(type(value)) is not None)
     try:
-        context.io_dump(checkpoint / CONTEXT_PATH, yaml_attrs=["model"])
+        context.io_dump(folder, yaml_attrs=["model"])
     except Exception as error:
         return f"its configs cannot be written ({type(error).__name__}: {error})"
     return None

@@ -12,7 +12,7 @@ import enum
 import functools
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,15 @@ def dtype(name: str) -> torch.dtype:
     return found
 
 
-def representable(recipe: run.Partial) -> tuple[run.Partial, list[str]]:
-    """Return a copy of a recipe that YAML can hold, and the paths of what is text in it and cannot be read back."""
+def representable(recipe: run.Partial, keep: Callable[[Any], bool] = lambda _: False) -> tuple[run.Partial, list[str]]:
+    """Return a copy of a recipe that YAML can hold, and the paths of what is text in it and cannot be read back.
+
+    Args:
+        recipe: the recipe.
+        keep: whether an object that has no such form stays as it is, since its reader knows one.
+    """
     as_text: list[str] = []
-    return _converted(recipe, "", as_text), as_text
+    return _converted(recipe, "", as_text, keep), as_text
 
 
 def without_secrets(recipe: run.Partial) -> tuple[run.Partial, list[str]]:
@@ -88,10 +93,10 @@ def _without_secrets(value: Any, where: str, paths: list[str]) -> Any:
     return shown
 
 
-def _converted(value: Any, where: str, as_text: list[str]) -> Any:
+def _converted(value: Any, where: str, as_text: list[str], keep: Callable[[Any], bool]) -> Any:
     """Convert a value; `where` is its path."""
-    inner = functools.partial(_converted, as_text=as_text)
-    if value is None or type(value) in (bool, int, float, str):
+    inner = functools.partial(_converted, as_text=as_text, keep=keep)
+    if value is None or type(value) in (bool, int, float, str) or _is_importable(value):
         return value
     if isinstance(value, fdl.Buildable):
         copied = value.__copy__()
@@ -105,11 +110,11 @@ def _converted(value: Any, where: str, as_text: list[str]) -> Any:
         return {str(key): inner(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [inner(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if _is_importable(value):
-        return value
     found = _as_config(value)
     if found is not _NONE:
         return inner(found, where) if isinstance(found, fdl.Buildable) else found
+    if keep(value):
+        return value
     as_text.append(where)
     return str(value)
 

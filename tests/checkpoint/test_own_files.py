@@ -347,9 +347,12 @@ def test_a_checkpoint_holds_what_its_recipe_had(tiny: Tiny, execute: Execute) ->
 
     recipe = tiny()
     recipe.data.train = Path(recipe.data.train)
-    recipe.trainer.callbacks = [LambdaCallback(on_exception=lambda *_: None)]
     run = execute(recipe)
-    model: Any = load_context(run / "checkpoints/step=4/context", "model")
+    whole: Any = load_context(run / "checkpoints/step=4/context")
+    assert whole.model.config.num_layers == 2 and whole.trainer.max_steps == 4
+    other = tiny("other")
+    other.trainer.callbacks = [LambdaCallback(on_exception=lambda *_: None)]
+    model: Any = load_context(execute(other) / "checkpoints/step=4/context", "model")
     assert model.config.num_layers == 2
     execute(longer(tiny))
 
