@@ -204,8 +204,9 @@ def check_context(path: Path, subpath: str | None = None) -> None:
 def _check_document(document: dict[str, Any], file: Path, subpath: str | None) -> None:
     objects: dict[str, Any] = document.get("objects", {})
     for node in objects.values():
-        # NeMo imports the type of every object, used or not.
-        _import(node["type"], str(file))
+        # NeMo imports the type of every object of the part, used or not.
+        if subpath is None or any(f"<root>.{subpath}" in place for place in node.get("paths", (f"<root>.{subpath}",))):
+            _import(node["type"], str(file))
     root = document.get("root")
     if subpath is not None:
         root = next((node for node in objects.values() if f"<root>.{subpath}" in node.get("paths", ())), root)
