@@ -25,9 +25,9 @@ class Raw:
     """Whether the connection is closed without a word."""
 
 
-def completion(text: str | None, **changed: Any) -> dict[str, Any]:
+def completion(text: Any, **changed: Any) -> dict[str, Any]:
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-    usage = {"prompt_tokens": 1, "completion_tokens": len((text or "").split()), "total_tokens": 2}
+    usage = {"prompt_tokens": 1, "completion_tokens": len(str(text or "").split()), "total_tokens": 2}
     made = {"id": "x", "object": "chat.completion", "created": 0, "model": "judge", "choices": [choice]}
     return made | {"usage": usage} | changed
 

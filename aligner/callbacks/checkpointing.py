@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 from fiddle.experimental import serialization
 from nemo import lightning as nl
-from nemo.lightning.ckpt_utils import CONTEXT_PATH, ckpt_to_dir
+from nemo.lightning.ckpt_utils import CONTEXT_PATH, WEIGHTS_PATH, ckpt_to_dir
 from nemo.lightning.io.pl import TrainerContext
 from nemo.utils.callbacks.dist_ckpt_io import AsyncFinalizableCheckpointIO
 
@@ -200,12 +200,19 @@ class CheckpointCallback(nl.ModelCheckpoint):
         self.wait(trainer)
         self._check_room(trainer)
         partial = self._folder / f"step={trainer.global_step}{PARTIAL}"
-        in_the_way = self._kept.claim(partial) if trainer.is_global_zero else None
-        in_the_way = trainer.strategy.broadcast(in_the_way)
-        if in_the_way is not None:
-            raise CheckpointError(f"log.log_dir: {in_the_way} is in the way, and this run did not write it; move it")
+        problem = trainer.strategy.broadcast(self._claim(partial) if trainer.is_global_zero else None)
+        if problem is not None:
+            raise CheckpointError(f"log.log_dir: {problem}")
         self._save_checkpoint(trainer, str(partial))
         self._saved_at = time.monotonic()
+
+    def _claim(self, partial: Path) -> str | None:
+        """Record the name of a checkpoint that is to be written; return why it cannot be."""
+        try:
+            in_the_way = self._kept.claim(partial)
+        except OSError as error:  # the other ranks wait
+            return f"{partial} cannot be begun ({error})"
+        return f"{in_the_way} is in the way, and this run did not write it; move it" if in_the_way else None
 
     def wait(self, trainer: pl.Trainer) -> None:
         """Wait until all writes and removals are complete."""
@@ -234,12 +241,12 @@ class CheckpointCallback(nl.ModelCheckpoint):
             partial, problem = ckpt_to_dir(filepath), None
             hashes = _hash_weights(trainer, partial) if self.hash_files else {}
             if trainer.is_global_zero:
-                problem = _write_context(trainer, partial) or folders.find_corruption(partial)
-                if problem is None:
-                    try:
+                try:
+                    problem = _write_context(trainer, partial) or folders.find_corruption(partial)
+                    if problem is None:
                         self._put_in_place(partial, metadata, hashes)
-                    except (OSError, TypeError) as error:
-                        problem = f"it could not be put in its place ({error})"
+                except Exception as error:
+                    problem = f"it could not be put in its place ({error})"
             # The other ranks wait here, also when rank 0 failed.
             problem = trainer.strategy.broadcast(problem)
             if problem is not None:
@@ -293,7 +300,8 @@ class CheckpointCallback(nl.ModelCheckpoint):
     def setup(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
         super().setup(trainer, *args, **kwargs)
         if trainer.is_global_zero:
-            self._kept.clear_partial()
+            with contextlib.suppress(OSError):  # the other ranks wait
+                self._kept.clear_partial()
         trainer.strategy.barrier()
 
 
@@ -317,14 +325,13 @@ def _write_context(trainer: Any, checkpoint: Path) -> str | None:
 
 
 def _hash_weights(trainer: Any, checkpoint: Path) -> integrity.Hashes:
-    """Return on rank 0 the hashes of the weights' files; each rank reads its share of them."""
+    """Return on rank 0 the hashes of the weights' files; each rank reads those that it wrote, which it has at hand."""
     if trainer.world_size == 1:
         return {}
-    names = [name for name in integrity.files_of(checkpoint) if name.endswith(".distcp")]
+    own = (checkpoint / WEIGHTS_PATH).glob(f"__{trainer.global_rank}_*.distcp")
     hashes: integrity.Hashes = {}
-    # A file system may show a file later to other nodes than to its writer; rank 0 reads what is missing.
-    with contextlib.suppress(OSError):
-        hashes = integrity.compute(checkpoint, names[trainer.global_rank :: trainer.world_size])
+    with contextlib.suppress(OSError):  # rank 0 reads what is missing
+        hashes = integrity.compute(checkpoint, [f"{WEIGHTS_PATH}/{path.name}" for path in own])
     gathered: list[Any] = [None] * trainer.world_size
     torch.distributed.gather_object(hashes, gathered if trainer.is_global_zero else None)
     return {name: value for part in gathered if part for name, value in part.items()}

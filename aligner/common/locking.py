@@ -53,15 +53,16 @@ class Lock:
                 raise
             lease = self.path.with_name(f"{self.path.name}.lease")
             lock = filelock.SoftFileLease(lease, lease_duration=LEASE_S, thread_local=False)
-            self._take(lock, waiting)
+            # That its owner is gone shows by watching it for so long.
+            self._take(lock, waiting, at_least=LEASE_S * 1.1 + 1)
         self._held = lock
         owner = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         with contextlib.suppress(OSError):  # a full disk is reported by the code that needs it
             self.note.write_text(json.dumps(owner))
 
-    def _take(self, lock: filelock.BaseFileLock, waiting: Callable[[str], None] | None) -> None:
+    def _take(self, lock: filelock.BaseFileLock, waiting: Callable[[str], None] | None, at_least: float = 0.0) -> None:
         try:
-            lock.acquire(timeout=1 if waiting else 0)
+            lock.acquire(timeout=1 if waiting else at_least)
         except filelock.Timeout:
             if waiting is None:
                 raise Busy(self._owner()) from None

@@ -53,7 +53,9 @@ def check_own(run: Path) -> None:
     """
     if job_folders(run):
         return
-    foreign = [name for name in (*FILES, PROVENANCE) if (run / name).exists() or (run / name).is_symlink()]
+    foreign = [name for name in FILES if (run / name).exists() or (run / name).is_symlink()]
+    # A job that a kill ended early has left a folder of this name.
+    foreign += [PROVENANCE] if (run / PROVENANCE).is_file() else []
     if foreign:
         raise ConfigError(
             f"log.name: {run} has {', '.join(foreign)}, which no run wrote, and a run would write over; move what is "

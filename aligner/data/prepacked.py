@@ -36,7 +36,11 @@ class Packs(Sequence[np.ndarray]):
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.fingerprint = fingerprint
-        if hashlib.sha256((folder / PACKS).read_bytes()).hexdigest() != fingerprint:
+        digest = hashlib.sha256()
+        with (folder / PACKS).open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+        if digest.hexdigest() != fingerprint:
             raise ValueError(f"{PACKS} is not what was written")
         with pa.memory_map(str(folder / PACKS)) as mapped:
             self._rows = pa.ipc.open_stream(mapped).read_all().column("rows").combine_chunks()

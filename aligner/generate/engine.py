@@ -74,6 +74,8 @@ class GenerationResult:
 class Engine(abc.ABC):
     """A generation backend. `too_long` and `generate` work within `session`."""
 
+    total_requests = 0
+    """Requests of the stage, also those that earlier jobs answered."""
     response_formats: tuple[ResponseFormat, ...] = ("text",)
     """What responses can be held to, the strictest first; `text` is nothing."""
 

@@ -62,6 +62,8 @@ class Journal:
                 f"output: another job is at work on {self.path}{owner}; wait for it, or name another"
             ) from None
         try:
+            if self.path.exists():
+                raise ConfigError(f"output: another job has just finished {self.path}; run the same again")
             self._prepare()
         except BaseException:
             self.close()

@@ -145,6 +145,7 @@ class OpenAIEngine(Engine):
             ConfigError: more than `max_failure_rate` of the requests failed, or the server refuses all; after all
                 answers have been yielded.
         """
+        total = max(self.total_requests, len(questions))
         failed: list[tuple[GenerationRequest, GenerationResult]] = []
         refusal: ConfigError | None = None
         self._stop.clear()
@@ -168,14 +169,14 @@ class OpenAIEngine(Engine):
                         yield result
                         continue
                     failed.append((futures[future], result))
-                    if len(failed) > self.max_failure_rate * len(questions):
+                    if len(failed) > self.max_failure_rate * total:
                         self._end(futures)
             finally:
                 self._end(futures)
         if refusal is not None:
             raise refusal
-        if len(failed) > self.max_failure_rate * len(questions):
-            raise self._too_many(failed, len(questions))
+        if len(failed) > self.max_failure_rate * total:
+            raise self._too_many(failed, total)
         yield from (result for _, result in failed)
 
     def _end(self, futures: Iterable[Future[GenerationResult]]) -> None:
@@ -209,12 +210,12 @@ class OpenAIEngine(Engine):
         for attempt in range(self.retries + 1):
             try:
                 return _result(request, self._client.chat.completions.create(**arguments))
-            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+            except (openai.AuthenticationError, openai.NotFoundError) as error:
                 raise ConfigError(
                     f"engine: {self.base_url} refuses {request.source}: {_line(error)}; what was answered is kept, run "
                     "the same again"
                 ) from None
-            except openai.BadRequestError as error:
+            except (openai.BadRequestError, openai.PermissionDeniedError) as error:
                 if any(part in str(error) for part in TOO_LONG):
                     return GenerationResult(key=request.key, text="", num_tokens=0, finish_reason=NO_ROOM)
                 reason = _line(error)
@@ -262,21 +263,19 @@ def _result(request: GenerationRequest, completion: Any) -> GenerationResult:
     Raises:
         _BadReply: the reply has none, or one that no file can hold.
     """
-    if not getattr(completion, "choices", None) or completion.choices[0].message is None:
-        raise _BadReply(f"a reply without a choice: {str(completion)[:200]}")
-    choice, usage = completion.choices[0], completion.usage
-    text = choice.message.content or ""
-    if choice.finish_reason == "content_filter":
-        raise _BadReply("stopped by the server's content filter")
     try:
+        choice = completion.choices[0]
+        text, reason = choice.message.content or "", choice.finish_reason or "stop"
         text.encode()
+        num_tokens = int(getattr(completion.usage, "completion_tokens", None) or 0)
     except UnicodeEncodeError:
         raise _BadReply("a text with half a character (a surrogate without its other half)") from None
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise _BadReply(f"a reply without a choice: {str(completion)[:200]}") from None
+    if reason == "content_filter":
+        raise _BadReply("stopped by the server's content filter")
     return GenerationResult(
-        key=request.key,
-        text=text,
-        num_tokens=usage.completion_tokens if usage else 0,
-        finish_reason=REASONS.get(choice.finish_reason, str(choice.finish_reason)),
+        key=request.key, text=text, num_tokens=num_tokens, finish_reason=REASONS.get(reason, str(reason))
     )
 
 

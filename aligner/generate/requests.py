@@ -48,6 +48,7 @@ def generate_to_file(
         log_rank0(f"{journal.path} is complete; skipping generation")
         return
     order = {request.key: i for i, request in enumerate(requests)}
+    engine.total_requests = len(requests)
     with engine.session(cache):
         share = engine.shard
         if share is None:

@@ -267,7 +267,7 @@ def _load(path: Path, trainer: Any) -> Tensor | None:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 found, written = file.get_tensor("logps"), (file.metadata() or {}).get(HASH)
-            if _hash(found) != written:
+            if written is not None and _hash(found) != written:
                 raise ValueError("is not what was written")
             scores = found
         except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:

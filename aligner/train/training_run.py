@@ -160,9 +160,11 @@ class TrainingRun:
     def _has_last_validation(self, folder: Path) -> bool:
         """Return whether a complete run has the validation that follows its last step."""
         rows = run_folder.read_metrics(folder / run_folder.METRICS)
-        last = folders.step_of(self.start.resumed) if self.start.resumed else self.max_steps
-        validated = any(row["step"] == last and any(name.startswith("val/") for name in row) for row in rows)
-        return validated or "validation" not in self.arguments.data.datasets
+        made = folders.step_of(self.start.resumed) if self.start.resumed else self.max_steps
+        validates = "validation" in self.arguments.data.datasets and self.arguments.trainer.limit_val_batches != 0
+        if not validates or made != self.max_steps:  # a run that was made shorter has no validation due where it is
+            return True
+        return any(row["step"] == made and any(name.startswith("val/") for name in row) for row in rows)
 
     def _claim(self, held: contextlib.ExitStack, claims: bool) -> bool:
         """Lock the run's folder, if it is to be, and look whether another job has changed it meanwhile."""

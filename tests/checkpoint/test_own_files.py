@@ -219,11 +219,11 @@ def test_a_byte_of_any_file_of_a_checkpoint_is_noticed(four: Path, tiny: Tiny) -
         if not kept:
             continue
         flip(path)
-        integrity._first_damage.cache_clear()
+        integrity._whole.clear()
         found = folders.latest_checkpoint(four, damage=integrity.damage_where_cheap)
         assert found == four / "checkpoints/step=2", path
         path.write_bytes(kept)
-    integrity._first_damage.cache_clear()
+    integrity._whole.clear()
     assert folders.latest_checkpoint(four, damage=integrity.damage_where_cheap) == checkpoint
 
 
@@ -338,6 +338,8 @@ def test_the_list_of_names_outlives_a_torn_line(four: Path) -> None:
     with ledger.path.open("a") as file:
         file.write('{"name": "step=6", "sta')
     assert ledger.named("complete") == ["step=2", "step=4"]
+    ledger.record("step=8", "complete")
+    assert ledger.named("complete") == ["step=2", "step=4", "step=8"]
 
 
 def test_a_checkpoint_holds_what_its_recipe_had(tiny: Tiny, execute: Execute) -> None:

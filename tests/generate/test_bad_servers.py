@@ -63,6 +63,9 @@ ONCE: dict[str, Any] = {
     "no choice": (200, completion("", choices=[])),
     "choices that are null": (200, completion("", choices=None)),
     "no message": (200, completion("", choices=[{"index": 0, "finish_reason": "stop", "message": None}])),
+    "a choice that is null": (200, completion("", choices=[None])),
+    "choices by name": (200, completion("", choices={"a": 1})),
+    "parts for a text": (200, completion([{"type": "text", "text": "x"}])),
     "half a character": Raw(json.dumps(completion("half \ud83d of it")).encode()),
     "bytes that are not UTF-8": Raw(WHOLE.replace(b"answer", b"an\xff\xfeer")),
     "busy": (429, {"error": {"message": "busy"}}),
@@ -130,6 +133,21 @@ def test_too_many_failures_end_a_stage_and_nothing_is_lost(serve: Serve, tmp_pat
     down = False
     assert len(ask(tmp_path, url, 100)) == 100
     assert all(asked[i] == 1 for i in range(30)), "nothing is asked twice"
+
+
+def test_a_rerun_counts_failures_of_the_whole_stage(serve: Serve, tmp_path: Path) -> None:
+    """60 of 1000 that are always refused are too many for 5 %, and few enough for 10 %, also in a second job."""
+    url = serve(lambda request: (400, {"error": "no"}) if question(request) % 16 == 0 else "fine")
+    with pytest.raises(ConfigError, match=r"left \d+ of 320 requests without an answer"):
+        ask(tmp_path, url, 320)
+    rows = ask(tmp_path, url, 320, max_failure_rate=0.1)
+    assert sum(row["finish_reason"] == "failed" for row in rows) == 20
+
+
+def test_a_reply_may_lack_its_count_and_reason(serve: Serve, tmp_path: Path) -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "fine"}}
+    url = serve(lambda _: (200, completion("fine", choices=[choice], usage={})))
+    assert [(row["num_tokens"], row["finish_reason"]) for row in ask(tmp_path, url, 2)] == [(0, "stop")] * 2
 
 
 def test_a_key_that_is_withdrawn_ends_a_stage_at_once(serve: Serve, tmp_path: Path) -> None:

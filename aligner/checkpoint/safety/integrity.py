@@ -6,7 +6,6 @@ all files have reached the disk.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from collections.abc import Iterable
@@ -116,13 +115,17 @@ def damage_where_cheap(checkpoint: Path, verify: bool | None = None) -> str | No
             "resume.verify=True do so"
         )
         return None
-    return _first_damage(checkpoint, (checkpoint / HASHES).stat().st_mtime_ns)
+    state = (checkpoint, (checkpoint / HASHES).stat().st_mtime_ns)
+    if state in _whole:
+        return None
+    damage = next(iter(find_damage(checkpoint)), None)
+    if damage is None:
+        _whole.add(state)
+    return damage
 
 
-@functools.cache
-def _first_damage(checkpoint: Path, written: int) -> str | None:
-    """Return the first line of `find_damage`; a process looks once."""
-    return next(iter(find_damage(checkpoint)), None)
+_whole: set[tuple[Path, int]] = set()
+"""Checkpoints that this process has compared, with the time of their hashes."""
 
 
 def _read_or_none(checkpoint: Path) -> Hashes | None:
@@ -141,5 +144,11 @@ def find_damage(checkpoint: Path) -> list[str]:
     if missing is not None:
         return [missing]
     hashes = read(checkpoint) or {}
-    found = compute(checkpoint, hashes)
-    return [f"{name} is not what was written" for name in hashes if found[name] != hashes[name]]
+    problems: list[str] = []
+    for name, expected in hashes.items():
+        try:
+            if compute(checkpoint, [name])[name] != expected:
+                problems.append(f"{name} is not what was written")
+        except OSError as error:
+            problems.append(f"{name} cannot be read ({error})")
+    return problems

@@ -34,7 +34,8 @@ class Ledger:
     def record(self, name: str, state: State) -> None:
         """Append a line, and flush it to the disk: what is written next must have its name here."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         with self.path.open("a") as file:
-            file.write(json.dumps({"name": name, "state": state}) + "\n")
+            file.write("\n" * torn + json.dumps({"name": name, "state": state}) + "\n")
             file.flush()
             os.fsync(file.fileno())
