@@ -66,6 +66,8 @@ def checkpoint(run: Path, tmp_path: Path) -> Path:
     """A copy of the run's checkpoint, in a copy of the run."""
     shutil.copytree(run, tmp_path / "copy/run")
     (found,) = (tmp_path / "copy/run/checkpoints").glob("*")
+    # Hashes find damage; whoever can write the files can write hashes, too.
+    (found / "hashes.json").unlink()
     return found
 
 
