@@ -14,6 +14,7 @@ from typing import Any
 import fiddle as fdl
 import nemo_run as run
 import pytest
+from hand import by_length
 from launching import TIME_LIMIT
 
 from aligner import executors
@@ -50,10 +51,6 @@ def small(dir: Path, name: str = "sums", **settings: Any) -> Any:
         one.evaluate.prompts = str(prompts)
         one.generate.engine.batch_size = 8
     return recipe
-
-
-def by_length(row: Any, response: str) -> float:
-    return float(len(response) == 2)
 
 
 @pytest.fixture(scope="module")
