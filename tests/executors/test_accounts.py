@@ -13,7 +13,7 @@ from launching import TIME_LIMIT
 
 from aligner import executors
 from aligner.common.errors import ConfigError
-from aligner.common.run_folder import read_metrics
+from aligner.common.run_folder import job_folders, read_metrics
 from aligner.executors.sacct_shim import SHIM
 
 Tiny = Callable[..., Any]
@@ -106,4 +106,4 @@ def test_a_job_that_is_put_back_is_still_followed(home: Path, tiny: Tiny, tmp_pa
     subprocess.run(["scontrol", "requeue", shown.split()[0]], check=True)
     thread.join(timeout=TIME_LIMIT)
     assert not thread.is_alive() and not failed, failed
-    assert len(list((tmp_path / "runs/requeued/provenance").iterdir())) == 2
+    assert len(job_folders(tmp_path / "runs/requeued")) == 2

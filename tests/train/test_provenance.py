@@ -97,6 +97,7 @@ def test_no_file_of_a_run_has_a_secret(
     assert '+server = "http://[hidden: credentials]@host/v1"' in (folder / "provenance/job-1/code.diff").read_text()
     hint = "config.yaml can be run again after trainer.callbacks[0].url, trainer.callbacks[0].password is set"
     assert hint in told
+    monkeypatch.setenv("NEMO_ALIGN_TRUST", __name__)  # whose callback it names
     assert load_yaml(folder / "config.yaml").trainer.callbacks[0].password == "[hidden: password]"
 
 
