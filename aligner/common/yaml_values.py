@@ -78,11 +78,7 @@ def _without_secrets(value: Any, where: str, paths: list[str]) -> Any:
     """Hide the secrets of a value; `where` is its path."""
     inner = functools.partial(_without_secrets, paths=paths)
     if isinstance(value, fdl.Buildable):
-        copied = value.__copy__()
-        for name, argument in value.__arguments__.items():
-            if isinstance(name, str):
-                setattr(copied, name, inner(argument, f"{where}.{name}".lstrip(".")))
-        return copied
+        return _with_arguments(value, where, inner)
     if isinstance(value, dict):
         return {key: inner(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list):
@@ -93,17 +89,22 @@ def _without_secrets(value: Any, where: str, paths: list[str]) -> Any:
     return shown
 
 
+def _with_arguments(config: Any, where: str, convert: Callable[[Any, str], Any]) -> Any:
+    """Return a copy of a config whose named arguments are converted, each with its path."""
+    copied = config.__copy__()
+    for name, argument in config.__arguments__.items():
+        if isinstance(name, str):
+            setattr(copied, name, convert(argument, f"{where}.{name}".lstrip(".")))
+    return copied
+
+
 def _converted(value: Any, where: str, as_text: list[str], keep: Callable[[Any], bool]) -> Any:
     """Convert a value; `where` is its path."""
     inner = functools.partial(_converted, as_text=as_text, keep=keep)
     if value is None or type(value) in (bool, int, float, str) or _is_importable(value):
         return value
     if isinstance(value, fdl.Buildable):
-        copied = value.__copy__()
-        for name, argument in value.__arguments__.items():
-            if isinstance(name, str):
-                setattr(copied, name, inner(argument, f"{where}.{name}".lstrip(".")))
-        return copied
+        return _with_arguments(value, where, inner)
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             as_text.append(where)

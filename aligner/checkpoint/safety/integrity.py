@@ -35,13 +35,12 @@ def files_of(checkpoint: Path) -> list[str]:
 
 def compute(checkpoint: Path, names: Iterable[str]) -> Hashes:
     """Read files and return their hashes."""
-
-    def of(name: str) -> tuple[str, tuple[int, str]]:
-        path = checkpoint / name
-        return name, (path.stat().st_size, damage_hash(path))
-
     with ThreadPoolExecutor(THREADS) as pool:
-        return dict(pool.map(of, names))
+        return dict(pool.map(lambda name: (name, _hash(checkpoint / name)), names))
+
+
+def _hash(path: Path) -> tuple[int, str]:
+    return path.stat().st_size, damage_hash(path)
 
 
 def write(checkpoint: Path, hashes: Hashes | None = None) -> None:
@@ -144,11 +143,12 @@ def find_damage(checkpoint: Path) -> list[str]:
     if missing is not None:
         return [missing]
     hashes = read(checkpoint) or {}
-    problems: list[str] = []
-    for name, expected in hashes.items():
+
+    def problem(name: str) -> str | None:
         try:
-            if compute(checkpoint, [name])[name] != expected:
-                problems.append(f"{name} is not what was written")
+            return None if _hash(checkpoint / name) == hashes[name] else f"{name} is not what was written"
         except OSError as error:
-            problems.append(f"{name} cannot be read ({error})")
-    return problems
+            return f"{name} cannot be read ({error})"
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [found for found in pool.map(problem, hashes) if found is not None]
