@@ -15,6 +15,8 @@ from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
 TIME_LIMIT = 1200
 """Seconds; a guard against what hangs, not a measure."""
+GRACE = 120
+"""Seconds that the other ranks have to end after one has failed."""
 
 PYTHON = [sys.executable, str(Path(__file__).parent / "warm.py")]
 """A Python that has NeMo imported: for what is about what a process does, not about how it comes to be."""
@@ -41,22 +43,17 @@ def in_time_zones(job: Any) -> None:
 
 
 FORKED = """
-import json, os, socket, sys, traceback
+import json, os, signal, sys, time, traceback
 import fiddle as fdl
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
-def rank_of(job, rank, ranks, port):
+def forked(function, *arguments):
     child = os.fork()
     if child:
         return child
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "forked",
-                   "GROUP_RANK": "0", "OMP_NUM_THREADS": "1"}
-    import torch
-    torch.set_num_threads(1)
     code = 1
     try:
-        fdl.build(ZlibJSONSerializer().deserialize(job))()
+        function(*arguments)
         code = 0
     except SystemExit as ended:
         code = ended.code
@@ -66,15 +63,49 @@ def rank_of(job, rank, ranks, port):
     sys.stdout.flush(); sys.stderr.flush()
     os._exit(code)
 
+# As torchrun has it: a process that outlives the ranks' groups has the store, on a port that it took itself.
+def serve_store(told):
+    from torch.distributed import TCPStore
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.write(told, str(store.port).encode())
+    signal.pause()
+
+def rank_of(job, rank, ranks, port):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "forked",
+                   "TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_RANK": "0", "OMP_NUM_THREADS": "1"}
+    import torch
+    torch.set_num_threads(1)
+    fdl.build(ZlibJSONSerializer().deserialize(job))()
+
+def codes_of(children):
+    # A rank that waits for one that has failed waits for ever.
+    codes, end = {}, float("inf")
+    while len(codes) < len(children):
+        child, status = os.waitpid(-1, os.WNOHANG if any(codes.values()) else 0)
+        if child:
+            codes[child] = os.waitstatus_to_exitcode(status)
+            end = min(end, time.monotonic() + GRACE) if codes[child] else end
+        elif time.monotonic() > end:
+            [os.kill(each, signal.SIGKILL) for each in children if each not in codes]
+            end = float("inf")
+        else:
+            time.sleep(0.1)
+    return [codes[child] for child in children]
+
 for line in open(sys.argv[1]):
     ranks, job = line.split(" ", 1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = [rank_of(job, rank, int(ranks), port) for rank in range(int(ranks))]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    heard, told = os.pipe()
+    store = forked(serve_store, told)
+    os.close(told)
+    port = int(os.read(heard, 16))
+    os.close(heard)
+    children = [forked(rank_of, job, rank, int(ranks), port) for rank in range(int(ranks))]
+    codes = codes_of(children)
+    os.kill(store, signal.SIGKILL)
+    os.waitpid(store, 0)
     print("ended", json.dumps(codes), file=sys.__stdout__, flush=True)
-"""
+""".replace("GRACE", str(GRACE))
 
 
 def forked(folder: Path, jobs: list[tuple[int, Any]], limit: int = TIME_LIMIT) -> tuple[list[list[int]], str]:
