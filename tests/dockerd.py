@@ -5,12 +5,14 @@ import io
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cluster import answers, need, wait
+from submitting import submitting_from
 
 
 @contextlib.contextmanager
@@ -42,6 +44,24 @@ def docker(folder: Path) -> Iterator[str]:
             for mount in reversed([line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]):
                 if mount.startswith(f"{folder}/"):
                     answers("umount", mount)
+
+
+@contextlib.contextmanager
+def submitting_to(folder: Path) -> Iterator[str]:
+    """A daemon whose containers are asked for from a folder; gives its address."""
+    with docker(folder / "daemon") as host, submitting_from(folder, {"DOCKER_HOST": host}):
+        yield host
+
+
+def mounted(folder: Path) -> list[str]:
+    """Volumes of this machine's programs, its Python and this package, to read, and of a folder."""
+    root = str(Path(__file__).parent.parent)
+    places = ["/usr", "/etc/hosts", os.path.realpath(sys.base_prefix), sys.prefix, root]
+    return [*(f"{path}:{path}:ro" for path in dict.fromkeys(places)), f"{folder}:{folder}"]
+
+
+PROGRAMS = {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+"""Environment of a container with these volumes."""
 
 
 def image(host: str, name: str = "ours:1") -> str:

@@ -29,10 +29,15 @@ class Busy(Exception):
 
 
 class Lock:
-    """Lock of `path`, a file that exists for nothing else; a file beside it describes the owner."""
+    """Lock of `path`, a file that exists for nothing else; a file beside it describes the owner.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.note = path, path.with_name(f"{path.name}.json")
+    Args:
+        on_loss: called from another thread if a lease is lost: this process was suspended, or the file system away,
+            for so long that others may have taken the lock.
+    """
+
+    def __init__(self, path: Path, on_loss: Callable[[], None] | None = None) -> None:
+        self.path, self.note, self._on_loss = path, path.with_name(f"{path.name}.json"), on_loss
         self._held: filelock.BaseFileLock | None = None
 
     def acquire(self, *, waiting: Callable[[str], None] | None) -> None:
@@ -52,7 +57,9 @@ class Lock:
             if isinstance(error, OSError) and error.errno not in NO_FLOCK:
                 raise
             lease = self.path.with_name(f"{self.path.name}.lease")
-            lock = filelock.SoftFileLease(lease, lease_duration=LEASE_S, thread_local=False)
+            lock = filelock.SoftFileLease(
+                lease, lease_duration=LEASE_S, thread_local=False, on_compromise=lambda _: self._lost()
+            )
             # That its owner is gone shows by watching it for so long.
             self._take(lock, waiting, at_least=LEASE_S * 1.1 + 1)
         self._held = lock
@@ -68,6 +75,10 @@ class Lock:
                 raise Busy(self._owner()) from None
             waiting(self._owner())
             lock.acquire()
+
+    def _lost(self) -> None:
+        if self._on_loss is not None:
+            self._on_loss()
 
     def release(self) -> None:
         """Give the lock back; nothing if it is not held."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,13 +20,16 @@ LOCK = ".lock"
 def lock_run(run: Path) -> Iterator[None]:
     """Lock the folder of a run on rank 0, until the process ends, however it ends.
 
+    On a file system without locks, a process that was suspended until another job took the folder ends at once when it
+    wakes: all that it could still write belongs to the other job.
+
     Raises:
         CheckpointError: another job has the lock.
     """
     if not is_first_rank():
         yield
         return
-    lock = Lock(run / LOCK)
+    lock = Lock(run / LOCK, on_loss=lambda: _end(run))
     try:
         lock.acquire(waiting=None)
     except Busy as owner:
@@ -35,3 +40,13 @@ def lock_run(run: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _end(run: Path) -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(
+            f"log.name: this job was suspended, or {run} was out of reach, for so long that another job may be at work "
+            "in it; this one ends without another checkpoint. The same command goes on from the newest one\n"
+        )
+        sys.stderr.flush()
+    os._exit(1)

@@ -8,8 +8,8 @@ import nemo_run as run
 import pytest
 import torch
 import transformers
-from conftest import write_rows
 from launching import TIME_LIMIT, forked
+from making import write_rows
 from nemo.lightning import RestoreConfig
 from reading import read_rows
 

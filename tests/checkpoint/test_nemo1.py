@@ -12,8 +12,8 @@ import nemo_run as run
 import pytest
 import torch
 import yaml
-from conftest import write_rows
 from launching import forked
+from making import write_rows
 from nemo.lightning import RestoreConfig
 from reading import read_rows
 from torch import Tensor

@@ -27,10 +27,10 @@ if host:
 from pathlib import Path
 from aligner.common import locking
 locking.LEASE_S = seconds
-lock = locking.Lock(Path(sys.argv[1]))
-lock.acquire(waiting=None)
-print("has it", flush=True)
-time.sleep(1000)
+from aligner.train.run_lock import lock_run
+with lock_run(Path(sys.argv[1]).parent):
+    print("has it", flush=True)
+    time.sleep(1000)
 """
 WITHOUT = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP]
 NAMES = [errno.errorcode[number] for number in WITHOUT]
@@ -39,7 +39,7 @@ NAMES = [errno.errorcode[number] for number in WITHOUT]
 def holder(path: Path, number: int = 0, host: str = "", lease: float = 2.0) -> "subprocess.Popen[str]":
     """Another process that has the lock."""
     words = [sys.executable, "-c", HOLD, str(path), str(number), host, str(lease)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "has it\n"
     return process
 
@@ -108,6 +108,21 @@ def test_an_owner_that_lives_keeps_it(tmp_path: Path, without: int) -> None:
         time.sleep(0.2)
     other.kill()
     other.wait()
+
+
+@pytest.mark.parametrize("without", [errno.ENOLCK], indirect=True, ids=["ENOLCK"])
+def test_a_job_that_was_suspended_until_another_had_its_folder_ends(tmp_path: Path, without: int) -> None:
+    path = tmp_path / ".lock"
+    other = holder(path, without, host="node17")
+    os.kill(other.pid, signal.SIGSTOP)
+    lock = Lock(path)
+    lock.acquire(waiting=None)
+    os.kill(other.pid, signal.SIGCONT)
+    _, said = other.communicate(timeout=60)
+    assert other.returncode == 1 and "another job may be at work in it; this one ends" in said
+    with pytest.raises(Busy, match=rf"process {os.getpid()} on"):
+        Lock(path).acquire(waiting=None)
+    lock.release()
 
 
 def test_another_error_is_no_missing_lock(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pytest
-from conftest import write_rows
 from launching import TIME_LIMIT
+from making import write_rows
 from reading import read_rows
 from tokenizing import PAIRS, byte_level, token_file
 from transformers import AutoTokenizer

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cluster import HERE, slurm, sshd, wait
 from launching import TIME_LIMIT
+from submitting import submitting_from
 
 from aligner import executors
 from aligner.common.errors import ConfigError
@@ -23,23 +24,15 @@ SMALL: dict[str, Any] = {"account": "tests", "mem": "3000", "exclusive": False, 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    from nemo_run.config import set_nemorun_home
-
     folder = tmp_path_factory.mktemp("accounts")
-    set_nemorun_home(str(folder / "nemorun"))
     with (
         slurm(folder / "cluster", accounts=True) as environment,
-        open(os.devnull) as nothing,
-        pytest.MonkeyPatch.context() as patch,
+        submitting_from(folder, environment),
+        sshd(folder / "ssh", environment) as (port, key),
     ):
-        patch.setattr("sys.stdin", nothing)
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        patch.chdir(folder)
-        with sshd(folder / "ssh", environment) as (port, key):
-            (folder / "port").write_text(str(port))
-            assert key == folder / "ssh/user"
-            yield folder
+        (folder / "port").write_text(str(port))
+        assert key == folder / "ssh/user"
+        yield folder
 
 
 def test_a_job_is_followed_by_its_accounts(home: Path, tiny: Tiny, tmp_path: Path) -> None:

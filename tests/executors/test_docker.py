@@ -2,8 +2,6 @@
 
 import os
 import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,40 +9,30 @@ from typing import Any
 import nemo_run as run
 import pytest
 from cluster import wait
-from dockerd import docker, image
+from dockerd import PROGRAMS, image, mounted, submitting_to
 from launching import TIME_LIMIT
+from submitting import in_background, steps_of
 
 from aligner import executors
 from aligner.checkpoint import folders
 from aligner.common.errors import ConfigError
-from aligner.common.run_folder import read_metrics
 
 Tiny = Callable[..., Any]
-ROOT = str(Path(__file__).parent.parent.parent)
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from nemo_run.config import set_nemorun_home
-
-    home = tmp_path_factory.mktemp("docker")
-    with docker(home / "daemon") as host, pytest.MonkeyPatch.context() as patch, open(os.devnull) as nothing:
-        set_nemorun_home(str(home / "nemorun"))
-        patch.setenv("DOCKER_HOST", host)
-        patch.setattr("sys.stdin", nothing)
+    with submitting_to(tmp_path_factory.mktemp("docker")) as host:
         yield host
 
 
 def in_a_container(host: str, folder: Path, **settings: Any) -> Any:
-    """This machine's programs and Python in an image that has none."""
-    base, prefix = os.path.realpath(sys.base_prefix), sys.prefix
-    mounts = ["/usr", "/etc/hosts", base, prefix, ROOT]
     return executors.docker(
         container_image=settings.pop("image", None) or image(host),
-        volumes=[*(f"{path}:{path}:ro" for path in dict.fromkeys(mounts)), f"{folder}:{folder}"],
+        volumes=mounted(folder),
         ulimits=[],  # this machine may raise none
         shm_size="256m",
-        env_vars={"PATH": f"{prefix}/bin:/usr/bin:/bin", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        env_vars=PROGRAMS,
         **settings,
     )
 
@@ -56,13 +44,11 @@ def test_a_run_in_a_container_goes_on_where_it_was(
     monkeypatch.chdir(tmp_path)
     executor = in_a_container(host, tmp_path, ntasks_per_node=ranks)
     executors.launch({"inside": tiny("inside", num_gpus_per_node=ranks)}, executor, name="inside")
-    steps = [row["step"] for row in read_metrics(tmp_path / "runs/inside/metrics.csv") if "train/loss" in row]
-    assert steps == [0, 1, 2, 3]
+    assert steps_of(tmp_path / "runs/inside") == [0, 1, 2, 3]
     longer = tiny("inside", num_gpus_per_node=ranks)
     longer.trainer.max_steps = 6
     executors.launch({"inside": longer}, executor, name="inside")
-    steps = [row["step"] for row in read_metrics(tmp_path / "runs/inside/metrics.csv") if "train/loss" in row]
-    assert steps == [0, 1, 2, 3, 4, 5]
+    assert steps_of(tmp_path / "runs/inside") == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_failure_in_a_container_is_one(
@@ -84,16 +70,8 @@ def test_a_container_is_cancelled_from_another_process(
     monkeypatch.chdir(tmp_path)
     recipe = tiny("endless")
     recipe.trainer.max_steps = 100_000
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            executors.launch({"endless": recipe}, in_a_container(host, tmp_path), name="endless")
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
+    executor = in_a_container(host, tmp_path)
+    thread, failed = in_background(lambda: executors.launch({"endless": recipe}, executor, name="endless"))
     wait((tmp_path / "runs/endless/checkpoints/step=4").exists, "a checkpoint")
     run.Experiment.from_title("endless").cancel("endless")
     thread.join(timeout=TIME_LIMIT)

@@ -4,11 +4,9 @@ As docs/executors.md, "Plain NeMo-Run", has it: none of our executors, no `launc
 """
 
 import json
-import os
 import shlex
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,34 +14,22 @@ from typing import Any
 import nemo_run as run
 import pytest
 from cluster import HERE, slurm, wait
-from hand import Slow
 from launching import TIME_LIMIT
 from nemo.lightning.run.plugins import PreemptionPlugin
+from submitting import STEPS, Background, in_background, same_weights, slow, status, steps_of, submitting_from
 
-from aligner.checkpoint import checkpoint_diff, folders
-from aligner.common.run_folder import job_files, read_metrics
+from aligner.checkpoint import folders
+from aligner.common.run_folder import job_files
 
 Tiny = Callable[..., Any]
 pytestmark = pytest.mark.slow
-STEPS = 16
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cluster with accounts, and the folder that jobs are submitted from."""
-    from nemo_run.config import set_nemorun_home
-
     folder = tmp_path_factory.mktemp("plain")
-    set_nemorun_home(str(folder / "nemorun"))
-    with (
-        slurm(folder / "cluster", accounts=True) as environment,
-        open(os.devnull) as nothing,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr("sys.stdin", nothing)
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        patch.chdir(folder)
+    with slurm(folder / "cluster", accounts=True) as environment, submitting_from(folder, environment):
         yield folder
 
 
@@ -70,14 +56,6 @@ def plain(**settings: Any) -> run.SlurmExecutor:
     return executor
 
 
-def slow(tiny: Tiny, name: str, seconds: float) -> Any:
-    recipe = tiny(name, num_nodes=2, held_out=0)
-    recipe.trainer.max_steps = recipe.optim.lr_scheduler.max_steps = STEPS
-    recipe.log.ckpt.every_n_train_steps = 3
-    recipe.trainer.callbacks = [run.Config(Slow, seconds=seconds)]
-    return recipe
-
-
 @pytest.fixture(scope="module")
 def undisturbed(home: Path, tiny_in: Callable[[Path], Tiny]) -> Path:
     folder = home / "undisturbed"
@@ -86,40 +64,9 @@ def undisturbed(home: Path, tiny_in: Callable[[Path], Tiny]) -> Path:
     return folder / "runs/straight"
 
 
-def status(title: str) -> dict[str, str]:
-    """Return the state of each stage of the newest experiment of a title, as `nemo experiment status` has it."""
-    found = run.Experiment.from_title(title).status(return_dict=True) or {}
-    return {name: str(said["status"]).rsplit(".", 1)[-1] for name, said in found.items()}
-
-
 def jobs(folder: Path) -> list[str]:
     """Return how each job of a run ended, by its own record."""
     return [json.loads(file.read_text())["ended"]["status"] for file in job_files(folder)]
-
-
-def steps(folder: Path) -> list[int]:
-    file = folder / "metrics.csv"
-    return [int(row["step"]) for row in read_metrics(file)]
-
-
-def same_weights(one: Path, other: Path) -> None:
-    newest = [folders.latest_checkpoint(each) for each in (one, other)]
-    assert newest[0] and newest[1]
-    assert checkpoint_diff.first_difference(*(checkpoint_diff.read(path) for path in newest if path)) is None
-
-
-def in_background(job: Callable[[], None]) -> tuple[threading.Thread, list[BaseException]]:
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            job()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    return thread, failed
 
 
 def with_preemption(recipe: Any, name: str, preempt_time: int = 60, **settings: Any) -> None:
@@ -129,17 +76,17 @@ def with_preemption(recipe: Any, name: str, preempt_time: int = 60, **settings: 
 
 
 @pytest.fixture(scope="module")
-def limited(home: Path, tiny_in: Callable[[Path], Tiny]) -> tuple[Path, threading.Thread, list[BaseException]]:
+def limited(home: Path, tiny_in: Callable[[Path], Tiny]) -> tuple[Path, Background]:
     """A run in jobs of two minutes, with NeMo's plugin; it goes on beside the other tests."""
     folder = home / "limited"
     folder.mkdir()
     recipe = slow(tiny_in(folder), "limited", 4.0)
     job = in_background(lambda: with_preemption(recipe, "limited", time="00:02:00", retries=20))
-    return folder / "runs/limited", *job
+    return folder / "runs/limited", job
 
 
 def test_a_first_run(undisturbed: Path) -> None:
-    assert steps(undisturbed) == list(range(STEPS))
+    assert steps_of(undisturbed) == list(range(STEPS))
     assert status("straight") == {"straight": "SUCCEEDED"}
     assert jobs(undisturbed) == ["success"]
 
@@ -148,9 +95,9 @@ def test_a_second_submission_goes_on(limited: Any, undisturbed: Path, tiny: Tiny
     first = slow(tiny, "twice", 0.0)
     first.trainer.max_steps = 6
     run.run(first, executor=plain(), name="twice")
-    assert steps(tmp_path / "runs/twice") == list(range(6))
+    assert steps_of(tmp_path / "runs/twice") == list(range(6))
     run.run(slow(tiny, "twice", 0.0), executor=plain(), name="twice")
-    assert steps(tmp_path / "runs/twice") == list(range(STEPS))
+    assert steps_of(tmp_path / "runs/twice") == list(range(STEPS))
     assert len(jobs(tmp_path / "runs/twice")) == 2
     same_weights(undisturbed, tmp_path / "runs/twice")
 
@@ -160,21 +107,21 @@ def test_a_job_that_is_preempted_has_saved_and_has_not_succeeded(undisturbed: Pa
     recipe = slow(tiny, "preempted", 1.0)
     recipe.log.ckpt.every_n_train_steps = 1000
     thread, failed = in_background(lambda: with_preemption(recipe, "preempted"))
-    wait(lambda: len(steps(folder)) >= 3, "three steps")
+    wait(lambda: len(steps_of(folder)) >= 3, "three steps")
     shown = subprocess.run(["squeue", "-h", "-o", "%i %j"], capture_output=True, text=True, check=True).stdout
     (job,) = [line.split()[0] for line in shown.splitlines() if "preempted" in line]
     subprocess.run(["scancel", "--signal=TERM", job], check=True)
     thread.join(timeout=TIME_LIMIT)
     assert not thread.is_alive() and not failed, failed
     assert status("preempted") == {"preempted": "FAILED"}
-    done = steps(folder)
+    done = steps_of(folder)
     assert folders.latest_checkpoint(folder) is not None and 3 <= len(done) < STEPS
     assert jobs(folder) == ["preempted"]
     again = slow(tiny, "preempted", 0.0)
     again.log.ckpt.every_n_train_steps = 1000
     with_preemption(again, "preempted")
     assert status("preempted") == {"preempted": "SUCCEEDED"}
-    assert steps(folder) == list(range(STEPS)), "nothing was done twice"
+    assert steps_of(folder) == list(range(STEPS)), "nothing was done twice"
     same_weights(undisturbed, folder)
 
 
@@ -211,7 +158,7 @@ def test_a_relative_folder_is_refused_before_anything_is_written(home: Path, tin
 
 
 def test_a_time_limit_is_not_an_end(limited: Any, undisturbed: Path) -> None:
-    folder, thread, failed = limited
+    folder, (thread, failed) = limited
     thread.join(timeout=TIME_LIMIT)
     assert not thread.is_alive() and not failed, failed
     ended = jobs(folder)

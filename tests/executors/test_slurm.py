@@ -3,11 +3,9 @@
 Needs root and Debian's packages, which are installed where they are missing.
 """
 
-import os
 import shlex
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,19 +13,17 @@ from typing import Any
 import nemo_run as run
 import pytest
 from cluster import HERE, slurm, wait
-from hand import Slow
 from launching import TIME_LIMIT
 from nemo_run.config import get_nemorun_home
+from submitting import STEPS, Background, in_background, same_weights, slow, steps_of, submitting_from
 from warm import export_lines as warm_lines
 
 from aligner import executors
-from aligner.checkpoint import checkpoint_diff, folders
 from aligner.common.errors import ConfigError
-from aligner.common.run_folder import job_folders, read_metrics
+from aligner.common.run_folder import job_folders
 
 Tiny = Callable[..., Any]
 ROOT = Path(__file__).parent.parent.parent
-STEPS = 16
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +33,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(home: Path) -> Iterator[None]:
-    """Without accounts; where jobs are started from."""
-    from nemo_run.config import set_nemorun_home
-
-    before, set_by = os.getcwd(), {}
-    # NeMo-Run's commands look at standard input, which pytest forbids.
-    with slurm(home / "cluster") as environment, open(os.devnull) as nothing, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.stdin", nothing)
-        set_by = {name: os.environ.get(name) for name in environment}
-        os.environ |= environment
-        set_nemorun_home(str(home / "nemorun"))
-        place = home / "from here"
-        place.mkdir()
-        os.chdir(place)
+    """Without accounts; where jobs are started from has a name that needs quotes."""
+    place = home / "from here"
+    place.mkdir()
+    with slurm(home / "cluster") as environment, submitting_from(place, environment):
         yield
-        os.chdir(before)
-        os.environ |= {name: value for name, value in set_by.items() if value is not None}
-    os.environ.pop("SLURM_CONF", None)
 
 
 def on_slurm(warm: bool = False, **settings: Any) -> run.SlurmExecutor:
@@ -76,40 +60,19 @@ def queue(name: str) -> list[str]:
     return [job for job, state, title in jobs if state != "COMPLETING" and title.endswith(f".{name}")]
 
 
-def slow(tiny: Tiny, name: str, steps: int, seconds: float) -> Any:
-    recipe = tiny(name, num_nodes=2, held_out=0)
-    recipe.trainer.max_steps, recipe.log.ckpt.every_n_train_steps = steps, 3
-    recipe.optim.lr_scheduler.max_steps = steps
-    recipe.trainer.callbacks = [run.Config(Slow, seconds=seconds)]
-    return recipe
-
-
 @pytest.fixture(scope="module")
 def undisturbed(home: Path, tiny_in: Callable[[Path], Tiny]) -> Path:
     """A run of 12 steps on two nodes, in a folder with a name that needs quotes."""
     folder = home / "it's größer"
     folder.mkdir()
-    recipe = slow(tiny_in(folder), "straight", STEPS, 0.0)
+    recipe = slow(tiny_in(folder), "straight", 0.0)
     identity = executors.launch({"straight": recipe}, on_slurm(), name="straight")
     (home / "identity").write_text(identity)
     return folder / "runs/straight"
 
 
-Background = tuple[threading.Thread, list[BaseException]]
-
-
-def in_background(recipe: Any, name: str, **settings: Any) -> Background:
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            executors.launch({name: recipe}, on_slurm(**settings), name=name)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    return thread, failed
+def launched(recipe: Any, name: str, **settings: Any) -> Background:
+    return in_background(lambda: executors.launch({name: recipe}, on_slurm(**settings), name=name))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -122,18 +85,12 @@ def limited(
     """
     if not any(item.name == "test_a_time_limit_is_not_an_end" for item in request.session.items):
         return None
-    recipe = slow(tiny_in(home), "limited", STEPS, 3.0)
-    return in_background(recipe, "limited", time="00:02:00", signal_delay_s=60)
-
-
-def same_weights(one: Path, other: Path) -> None:
-    newest = [folders.latest_checkpoint(run) for run in (one, other)]
-    assert newest[0] and newest[1]
-    assert checkpoint_diff.first_difference(*(checkpoint_diff.read(path) for path in newest if path)) is None
+    recipe = slow(tiny_in(home), "limited", 3.0)
+    return launched(recipe, "limited", time="00:02:00", signal_delay_s=60)
 
 
 def test_a_run_on_two_nodes_comes_back_with_its_log(undisturbed: Path, home: Path, capfd: Any) -> None:
-    assert [row["step"] for row in read_metrics(undisturbed / "metrics.csv")] == list(range(STEPS))
+    assert steps_of(undisturbed) == list(range(STEPS))
     identity = (home / "identity").read_text()
     again = run.Experiment.from_id(identity)
     (said,) = (again.status(return_dict=True) or {}).values()
@@ -155,11 +112,6 @@ def _recipe_of(folder: Path) -> Any:
         return load_yaml(folder / "config.yaml")
 
 
-def steps_of(folder: Path) -> int:
-    file = folder / "metrics.csv"
-    return len(read_metrics(file)) if file.is_file() else 0
-
-
 def begin_now(job: str) -> None:
     """Slurm lets a job that was put back wait for two minutes, from when its last process ended."""
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
@@ -171,8 +123,8 @@ def again(job: str) -> bool:
 
 
 def test_a_job_that_is_put_back_goes_on(undisturbed: Path, tiny: Tiny, tmp_path: Path) -> None:
-    thread, failed = in_background(slow(tiny, "requeued", STEPS, 0.7), "requeued", warm=True)
-    wait(lambda: steps_of(tmp_path / "runs/requeued") >= 2, "two steps")
+    thread, failed = launched(slow(tiny, "requeued", 0.7), "requeued", warm=True)
+    wait(lambda: len(steps_of(tmp_path / "runs/requeued")) >= 2, "two steps")
     (job,) = queue("requeued")
     subprocess.run(["scontrol", "requeue", job], check=True)
     wait(lambda: (begin_now(job), again(job))[1], "the job to run again")
@@ -233,8 +185,8 @@ def test_the_code_of_the_job_is_that_of_the_folder_it_is_called_in(
 
 @pytest.mark.slow
 def test_a_cancelled_job_is_not_a_success(tiny: Tiny, tmp_path: Path) -> None:
-    thread, failed = in_background(slow(tiny, "canceled", 40, 0.5), "canceled")
-    wait(lambda: steps_of(tmp_path / "runs/canceled") >= 1, "a step")
+    thread, failed = launched(slow(tiny, "canceled", 0.5, steps=40), "canceled")
+    wait(lambda: len(steps_of(tmp_path / "runs/canceled")) >= 1, "a step")
     (job,) = queue("canceled")
     subprocess.run(["scancel", job], check=True)
     thread.join(timeout=TIME_LIMIT)

@@ -9,8 +9,8 @@ from typing import Any
 import nemo_run as run
 import pytest
 import torch
-from conftest import write_rows
 from hand import save_llama
+from making import write_rows
 from nemo.lightning import RestoreConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_rows
+from making import write_rows
 
 from aligner.checkpoint import folders
 from aligner.cli import dryrun
