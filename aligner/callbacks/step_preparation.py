@@ -90,4 +90,4 @@ class StepPreparation(pl.Callback):
             if reduction.objective.average_log_probs:
                 ratio = ratio / policy.lengths(batch)
             total += metrics.sums({"kl": WeightedValue(ratio[:, 0], batch.valid_P)}).to(total.device)
-        return max(0.0, metrics.finalize(metrics.all_reduce_sums(total))["kl"])
+        return metrics.floored(metrics.finalize(metrics.all_reduce_sums(total))["kl"])

@@ -22,9 +22,8 @@ from aligner.data.token_cache import TokenFile
 class TokenizedDataset(Sequence[Example]):
     """Examples of several files with consecutive row numbers.
 
-    With `mismatched_within`, row N + i is example i's prompt with another prompt's response; KTO estimates its KL on
-    these rows. The response is the next one, in cyclic order, whose prompt differs; if all prompts are equal, the next
-    one. It is truncated so that prompt and response have at most `mismatched_within` tokens.
+    With `mismatched_within`, row N + i is example i's prompt with another prompt's response (`other_prompts`); KTO
+    estimates its KL on these rows. It is truncated so that prompt and response have at most `mismatched_within` tokens.
     """
 
     def __init__(self, files: Sequence[TokenFile], *, mismatched_within: int | None = None) -> None:
@@ -51,7 +50,7 @@ class TokenizedDataset(Sequence[Example]):
         lengths = np.concatenate([file.lengths for file in files])
         self._others = np.zeros(0, np.int64)
         if mismatched_within is not None:
-            self._others = next_different(np.concatenate([file.prompt_hashes for file in files]))
+            self._others = other_prompts(np.concatenate([file.prompt_hashes for file in files]))
             cut = np.minimum(lengths[self._others, 1], mismatched_within - lengths[:, 0])
             lengths = np.concatenate([lengths, np.stack([lengths[:, 0], cut], axis=1)])
         self.lengths = lengths
@@ -112,8 +111,8 @@ class TokenizedDataset(Sequence[Example]):
     def fingerprint(self) -> str:
         """Hash of the tokens and rewards, in order."""
         parts = [file.meta["fingerprint"] for file in self.files]
-        # Mismatched responses are truncated to this length.
-        parts.append(str(self._within))
+        # Mismatched responses: which ones, truncated to this length.
+        parts += [str(self._within), hashlib.sha256(self._others.tobytes()).hexdigest()]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def mismatched(self, row: int) -> int | None:
@@ -121,11 +120,18 @@ class TokenizedDataset(Sequence[Example]):
         return row + self.num_examples if len(self._others) and row < self.num_examples else None
 
 
-def next_different(prompts: np.ndarray) -> np.ndarray:
-    """Return for each index the next index, cyclically, with a different value; if all are equal, the next index."""
+def other_prompts(prompts: np.ndarray) -> np.ndarray:
+    """Return for each index one with a different value: the same place in the next run of equal values, cyclically.
+
+    Places are counted from the start of a run and wrap in a shorter one. Pairs, which are a chosen and a rejected
+    response of each prompt, so take both sides equally often. If all values are equal, the next index.
+    """
     count = len(prompts)
-    run_starts = np.flatnonzero(prompts != np.roll(prompts, 1))
-    if not len(run_starts):
+    starts = np.flatnonzero(prompts != np.roll(prompts, 1))
+    if not len(starts):
         return (np.arange(count) + 1) % count
-    # The first run of equal values that starts after the index; after the last run, the first run.
-    return run_starts[np.searchsorted(run_starts, np.arange(count), side="right") % len(run_starts)]
+    lengths = np.diff(starts, append=starts[0] + count)
+    own = np.searchsorted(starts, np.arange(count), side="right") - 1  # before the first start: the last run, -1
+    place = (np.arange(count) - starts[own]) % count
+    following = (own + 1) % len(starts)
+    return (starts[following] + place % lengths[following]) % count

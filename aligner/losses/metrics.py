@@ -79,5 +79,10 @@ def finalize(total: Tensor) -> dict[str, float]:
         mean = sum(values[f"rewards_{side}_mean"] * weight[side] for side in sides) / sum(weight.values())
         square = sum(values[f"rewards_{side}_square"] * weight[side] for side in sides) / sum(weight.values())
         values["rewards_all_mean"] = mean
-        values["rewards_all_std"] = max(0.0, square - mean**2) ** 0.5
+        values["rewards_all_std"] = floored(square - mean**2) ** 0.5
     return values
+
+
+def floored(value: float) -> float:
+    """Return max(0, value), and NaN for NaN, of which Python's `max(0.0, value)` makes 0."""
+    return 0.0 if value < 0 else value

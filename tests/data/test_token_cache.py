@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 from launching import TIME_LIMIT
@@ -22,8 +23,8 @@ from transformers import AutoTokenizer
 
 from aligner.common import containers, hashing
 from aligner.common.errors import ConfigError, RowError
-from aligner.data import sources, token_cache
-from aligner.data.dataset import TokenizedDataset, next_different
+from aligner.data import dataset, sources, token_cache
+from aligner.data.dataset import TokenizedDataset, other_prompts
 from aligner.data.examples import examples
 from aligner.data.token_cache import TokenizationConfig
 from aligner.data.tokenization import ResponseTokenizer
@@ -348,8 +349,34 @@ def test_mismatched_responses_are_of_other_prompts(tmp_path: Path, hf: Any) -> N
     assert (corpus.mismatched(2), corpus.mismatched(6)) == (6, None)
 
 
-def test_where_all_prompts_are_the_same_it_is_the_next() -> None:
-    import numpy as np
+def test_pairs_give_mismatched_responses_of_both_sides(rows: Path, tmp_path: Path, hf: Any) -> None:
+    file = token_file(rows, hf, TokenizationConfig("unpaired", 64), tmp_path / "tokens")
+    corpus = TokenizedDataset([file], mismatched_within=64)
+    assert corpus.num_examples == 80
+    said: dict[bool, set[tuple[int, ...]]] = {True: set(), False: set()}
+    for i in range(80):
+        said[bool(corpus[i].desirable)].add(tuple(corpus[i].responses[0]))
+    for i in range(80):
+        assert tuple(corpus[80 + i].responses[0]) in said[i % 2 == 0]
 
-    assert next_different(np.array([5, 5, 5])).tolist() == [1, 2, 0]
-    assert next_different(np.array([1, 1, 2, 2, 1])).tolist() == [2, 2, 4, 4, 2]
+
+def test_the_fingerprint_has_the_choice_of_mismatched_responses(
+    rows: Path, tmp_path: Path, hf: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores of the reference are kept by it."""
+    file = token_file(rows, hf, TokenizationConfig("unpaired", 64), tmp_path / "tokens")
+    now = TokenizedDataset([file], mismatched_within=64).fingerprint
+    assert TokenizedDataset([file], mismatched_within=63).fingerprint != now
+    monkeypatch.setattr(dataset, "other_prompts", lambda prompts: (np.arange(len(prompts)) + 3) % len(prompts))
+    assert TokenizedDataset([file], mismatched_within=64).fingerprint != now
+
+
+def test_the_place_in_the_next_run_of_equal_prompts() -> None:
+    def others(*prompts: int) -> list[int]:
+        return other_prompts(np.array(prompts)).tolist()
+
+    assert others(5, 5, 5) == [1, 2, 0], "all are equal: the next"
+    assert others(1, 1, 2, 2, 3, 3) == [2, 3, 4, 5, 0, 1]
+    assert others(1, 1, 1, 2, 3, 3) == [3, 3, 3, 4, 0, 1]
+    assert others(1, 1, 2, 2, 1) == [3, 2, 4, 0, 2], "a run that goes on at the beginning"
+    assert others(1, 2) == [1, 0] and others(7) == [0]

@@ -1,6 +1,12 @@
+import math
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
+from aligner.callbacks import step_preparation
+from aligner.callbacks.step_preparation import StepPreparation
 from aligner.losses import metrics
 from aligner.losses.metrics import WeightedValue
 
@@ -34,6 +40,21 @@ def test_reward_spread_is_over_all_rewards() -> None:
     assert named["rewards_all_mean"] == pytest.approx(everything.mean().item())
     assert named["rewards_all_std"] == pytest.approx(everything.std(correction=0).item())
     assert named["rewards_margin_mean"] == pytest.approx(2.0 - -0.25)
+
+
+def test_what_is_not_a_number_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    nan = sums([1.0, 1.0], rewards_chosen_mean=[1.0, math.nan], rewards_chosen_square=[1.0, math.nan])
+    assert math.isnan(metrics.finalize(nan)["rewards_all_std"])
+
+    def kl_of(*ratios: float) -> float:
+        batch: Any = SimpleNamespace(valid_P=torch.ones(len(ratios)))
+        scored = [(batch, torch.tensor(ratios)[:, None])]
+        monkeypatch.setattr(step_preparation.scoring, "score_batches", lambda trainer, batches: scored)
+        reduction: Any = SimpleNamespace(reference=None, objective=SimpleNamespace(average_log_probs=False))
+        return StepPreparation(None, {}, None, seed=0)._kl(reduction, [batch])
+
+    assert (kl_of(1.0, 2.0), kl_of(-1.0, -2.0)) == (1.5, 0.0)
+    assert math.isnan(kl_of(1.0, math.nan))
 
 
 def test_what_was_not_measured_has_no_value() -> None:
