@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from serving import serving
 # Tests run two at a time on as many cores. Threads of a second process would wait for each other in a busy loop, which
 # doubles the time; read by torch when it is first imported, here and in every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell has what runs in its background ignore it, and so would every process of a test.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # NeMo-Run looks once, when it is imported.
 os.environ["NEMORUN_HOME"] = tempfile.mkdtemp(prefix="nemorun-")
 # Workers inherit it, so that there is one for all.
@@ -65,6 +69,14 @@ def pytest_collection_finish() -> None:
     """All that is imported by now stays: a run ends with a collection, which need not look through it each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _() -> None:
+    """Imports of models have NeMo imported already."""
+    from aligner.checkpoint import huggingface
+
+    huggingface.PYTHON = f"{warm.programs()}/python"
 
 
 @pytest.fixture(scope="session")

@@ -103,6 +103,9 @@ def serve(path: str) -> None:
 
     import aligner.cli.commands
     import aligner.train.training_run  # noqa: F401
+    from aligner.checkpoint import huggingface
+
+    huggingface.PYTHON = f"{programs()}/python"
 
     # Nothing of it is garbage, and pages that a collection writes to are no longer shared with those forked.
     gc.collect()

@@ -24,6 +24,9 @@ VERSION = 2
 REFUSED = 3
 """Exit code of an import in a process of its own whose last line says why the model is refused."""
 
+PYTHON = sys.executable
+"""Interpreter of the process of an import."""
+
 
 def is_importable(path: str) -> bool:
     """Return whether a path is `hf://name`, a folder with a config.json, or a `.nemo` archive."""
@@ -189,7 +192,7 @@ def import_once(source: str, cache: Path, *, compare: bool = True) -> Path:
             for stale in cache.glob(f"{target.name}.*{PARTIAL}"):  # nobody writes it while it is locked
                 shutil.rmtree(stale, ignore_errors=True)
             done = subprocess.run(
-                [sys.executable, "-m", "aligner.checkpoint.huggingface", source, str(target), str(int(compare))],
+                [PYTHON, "-m", "aligner.checkpoint.huggingface", source, str(target), str(int(compare))],
                 env=_environment_without_ranks(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -32,10 +32,12 @@ WHOLE = tuple(name for name in IMPORTED if name != "torch")
 
 CLASSES = {
     *(f"builtins.{name}" for name in ("dict", "list", "tuple", "set", "frozenset", "bytes", "str", "int", "float")),
-    "builtins.bool", "builtins.complex", "builtins.slice", "collections.OrderedDict", "datetime.timedelta",
+    "builtins.bool", "builtins.complex", "builtins.slice", "collections.OrderedDict", "collections.defaultdict",
+    "datetime.timedelta",
     "pathlib.Path", "pathlib.PosixPath",
     "fiddle._src.config.Config", "fiddle._src.config.BuildableTraverserMetadata", "fiddle._src.config.NoValue",
     "fiddle._src.partial.Partial", "fiddle._src.partial.ArgFactory",
+    *(f"fiddle._src.history.{name}" for name in ("History", "HistoryEntry", "ChangeKind", "Location")),
     "nemo_run.config.Config", "nemo_run.config.Partial",
     "nemo.collections.common.tokenizers.bytelevel_tokenizers.ByteLevelTokenizer",
     "nemo.collections.common.tokenizers.huggingface.auto_tokenizer.AutoTokenizer",

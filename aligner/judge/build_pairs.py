@@ -18,7 +18,7 @@ from aligner.generate import journal
 from aligner.generate.journal import JsonObject
 from aligner.generate.requests import speed_of
 from aligner.judge.iteration_report import IterationReport
-from aligner.judge.meta_judge import report_of
+from aligner.judge.meta_judge import report_of, stated_score
 from aligner.judge.selection import Candidate, best, check_control, select
 
 RESPONSE_KEYS = ("key", "response", "num_tokens", "finish_reason")
@@ -166,9 +166,9 @@ def _limited_judge_pairs(
     limit = min(len(pairs), int(max_fraction * num_pairs / (1 - max_fraction) + 1e-9))
     report.judge_pairs, report.judge_pairs_left_out = limit, len(pairs) - limit
     # Round-robin over scores: no score gets a larger share than it had.
-    by_score: dict[float, list[JsonObject]] = {}
+    by_score: dict[int, list[JsonObject]] = {}
     for row in random.Random(0).sample(pairs, len(pairs)):
-        by_score.setdefault(round(row.get("chosen_score", 0.0)), []).append(row)
+        by_score.setdefault(stated_score(row), []).append(row)
     by_turn = [
         row for rows in itertools.zip_longest(*(by_score[score] for score in sorted(by_score))) for row in rows if row
     ]

@@ -10,12 +10,14 @@ import json
 import random
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 from aligner.common import hashing
 from aligner.common.console import log_rank0
+from aligner.common.errors import ConfigError
 from aligner.common.files import atomic_write
 from aligner.data.prompts import PromptIndex, parent_key
 from aligner.generate import journal
@@ -26,6 +28,7 @@ from aligner.generate.sampling import Sampling, seed_of
 from aligner.judge import templates
 from aligner.judge.judges import ModelJudge
 from aligner.judge.ratings import Bias, Comparison, bias, ratings
+from aligner.judge.scores import without_scores
 from aligner.judge.verdicts import parse_winner
 
 PLACEHOLDERS = {"prompt", "response", "judgment_a", "judgment_b"}
@@ -54,6 +57,8 @@ def meta_judge(
     max_tokens: int = 512,
     stop: Optional[list[str]] = None,
     max_same_score_fraction: float = 0.4,
+    max_chosen_tokens: Optional[int] = None,
+    show_scores: bool = False,
     seed: int = 9876,
 ) -> Path:
     """Compare judgments and write pairs of the judging task. If `output` is incomplete, comparing resumes.
@@ -70,7 +75,11 @@ def meta_judge(
         top_p: nucleus sampling threshold.
         max_tokens: maximum number of tokens of a comparison.
         stop: strings that end a comparison; the comparison does not include them.
-        max_same_score_fraction: maximum fraction of pairs whose better judgment gives the same score (rounded).
+        max_same_score_fraction: maximum fraction of pairs whose better judgment gives the same score (rounded); 1 is
+            no limit.
+        max_chosen_tokens: maximum number of tokens of the better judgment of a pair; None: no limit.
+        show_scores: whether the meta-judge sees the scores that the judgments state. By default it compares the
+            reasoning alone, as NeMo-Aligner has it; models tend to prefer the judgment with the higher score.
         seed: random seed.
 
     Returns:
@@ -82,7 +91,10 @@ def meta_judge(
     """
     path = Path(output).expanduser()
     render = templates.template(template, "meta_judge.template", needed=PLACEHOLDERS, known=set())
+    if max_chosen_tokens is not None and max_chosen_tokens < 1:
+        raise ConfigError(f"meta_judge.max_chosen_tokens: must be at least 1, found {max_chosen_tokens}")
     disputed = _disputed(prompts, candidates, judgments)
+    shown: Callable[[str], str] = str if show_scores else without_scores
     sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, stop=tuple(stop or ()))
     requests = []
     for dispute in disputed:
@@ -90,8 +102,8 @@ def meta_judge(
             text = render(
                 prompt=templates.as_text(dispute.prompt),
                 response=dispute.response,
-                judgment_a=dispute.judgments[i]["judgment"],
-                judgment_b=dispute.judgments[j]["judgment"],
+                judgment_a=shown(dispute.judgments[i]["judgment"]),
+                judgment_b=shown(dispute.judgments[j]["judgment"]),
             )
             key = f"{dispute.key}/{i}-{j}"
             requests.append(
@@ -111,6 +123,7 @@ def meta_judge(
     settings = {
         "meta_judge.template": templates.settings_of(template),
         "meta_judge.seed": seed,
+        "meta_judge.show_scores": show_scores,
         **{f"meta_judge.{name}": value for name, value in vars(sampling).items()},
         "engine": engine.describe(),
         "of": {"judgments": hashing.short_hash(repr([(d.key, d.judgments) for d in disputed]).encode())},
@@ -123,21 +136,25 @@ def meta_judge(
 
     with rank_zero_first() as first:
         if first:
-            _write_pairs(path, battles, disputed, judge, max_same_score_fraction)
+            limits = _Limits(max_same_score_fraction, max_chosen_tokens)
+            _write_pairs(path, battles, disputed, judge, limits)
     return path
 
 
-def _write_pairs(
-    path: Path, battles: Path, disputed: list[Disputed], judge: ModelJudge, max_same_score_fraction: float
-) -> None:
+class _Limits(NamedTuple):
+    same_score_fraction: float
+    chosen_tokens: int | None
+
+
+def _write_pairs(path: Path, battles: Path, disputed: list[Disputed], judge: ModelJudge, limits: _Limits) -> None:
     settings = {
-        "meta_judge.max_same_score_fraction": max_same_score_fraction,
+        "meta_judge.max_same_score_fraction": limits.same_score_fraction,
+        "meta_judge.max_chosen_tokens": limits.chosen_tokens,
         "judge.template": templates.settings_of(judge.template),
     }
     pairs = Journal(path, {"of": {"battles": hashing.files_hash(battles)}, **settings})
     if not pairs.check_finished():
-        rows = _pairs(disputed, list(journal.read(battles)), judge, max_same_score_fraction, _report_file(path))
-        pairs.write_all(rows)
+        pairs.write_all(_pairs(disputed, list(journal.read(battles)), judge, limits, _report_file(path)))
 
 
 def report_of(path: Path) -> dict[str, float]:
@@ -172,7 +189,7 @@ def _disputed(source: Any, candidates: str, judgments: str) -> list[Disputed]:
 
 
 def _pairs(
-    disputed: list[Disputed], battles: list[JsonObject], judge: ModelJudge, max_same_score_fraction: float, report: Path
+    disputed: list[Disputed], battles: list[JsonObject], judge: ModelJudge, limits: _Limits, report: Path
 ) -> list[JsonObject]:
     """Pair the best and the worst judgment of each response, as rows of the judging task."""
     comparisons: dict[str, list[Comparison]] = {}
@@ -183,12 +200,12 @@ def _pairs(
     positions = bias(itertools.chain.from_iterable(comparisons.values()))
     rows, dropped = [], Counter[str]()
     for dispute in disputed:
-        pair_or_reason = _pair(dispute, comparisons.get(dispute.key, []), positions, judge)
+        pair_or_reason = _pair(dispute, comparisons.get(dispute.key, []), positions, judge, limits.chosen_tokens)
         if isinstance(pair_or_reason, str):
             dropped[pair_or_reason] += 1
         else:
             rows.append(pair_or_reason)
-    balanced = _balanced(rows, max_same_score_fraction)
+    balanced = _balanced(rows, limits.same_score_fraction)
     dropped["too many with one score"] = len(rows) - len(balanced)
     dropped_text = "".join(f", {count} dropped: {reason}" for reason, count in dropped.items() if count)
     num_unparsed = sum(row["winner"] is None for row in battles)
@@ -207,7 +224,9 @@ def _pairs(
     return balanced
 
 
-def _pair(dispute: Disputed, comparisons: list[Comparison], positions: Bias, judge: ModelJudge) -> JsonObject | str:
+def _pair(
+    dispute: Disputed, comparisons: list[Comparison], positions: Bias, judge: ModelJudge, max_chosen_tokens: int | None
+) -> JsonObject | str:
     """Return a row, or the reason why there is none."""
     rating = ratings(len(dispute.judgments), comparisons, positions)
     if rating is None:
@@ -218,14 +237,22 @@ def _pair(dispute: Disputed, comparisons: list[Comparison], positions: Bias, jud
         return "equal scores"
     if best["finish_reason"] != "stop":
         return "the better one did not end"
+    if worst["finish_reason"] != "stop":
+        return "the worse one did not end"
+    if max_chosen_tokens is not None and best["num_tokens"] > max_chosen_tokens:
+        return "the better one is too long"
     return {
         "prompt": judge.render_prompt(dispute.prompt, dispute.response),
         "chosen_response": best["judgment"],
         "rejected_response": worst["judgment"],
-        "chosen_reward": rating[order[-1]],
-        "rejected_reward": rating[order[0]],
-        "chosen_score": best["score"],
-        "rejected_score": worst["score"],
+        # The judge's points, as for pairs of responses: ratings are log-odds, with gaps several times as large. The
+        # better judgment may be the one with the lower score, and its reward is the higher one all the same.
+        "chosen_reward": max(best["score"], worst["score"]),
+        "rejected_reward": min(best["score"], worst["score"]),
+        "metadata": {
+            "scores": {"chosen": best["score"], "rejected": worst["score"]},
+            "ratings": {"chosen": rating[order[-1]], "rejected": rating[order[0]]},
+        },
         "key": dispute.key,
     }
 
@@ -236,14 +263,19 @@ def _balanced(rows: list[JsonObject], most: float) -> list[JsonObject]:
     The largest possible number of rows is kept. With too few distinct scores for the fraction, each score keeps an
     equal number.
     """
-    classes = Counter(round(row["chosen_score"]) for row in rows)
+    classes = Counter(map(stated_score, rows))
     most = max(most, 1 / len(classes)) if len(classes) > 1 else most
     num_kept = len(rows)
     while num_kept and sum(min(count, int(most * num_kept + 1e-9)) for count in classes.values()) < num_kept:
         num_kept -= 1
     limit, taken, balanced = int(most * num_kept + 1e-9), Counter[int](), []
     for row in random.Random(0).sample(rows, len(rows)):
-        if taken[round(row["chosen_score"])] < limit:
-            taken[round(row["chosen_score"])] += 1
+        if taken[stated_score(row)] < limit:
+            taken[stated_score(row)] += 1
             balanced.append(row)
     return balanced
+
+
+def stated_score(pair: JsonObject) -> int:
+    """Return the score, rounded, that the better judgment of a pair states; 0 if the pair is not of `meta_judge`."""
+    return round(pair.get("metadata", {}).get("scores", {}).get("chosen", 0.0))

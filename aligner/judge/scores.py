@@ -170,6 +170,57 @@ def parse_score(text: str, *, min_score: float = 0, max_score: float = 5, finish
     return bare.pop() if len(bare) == 1 else None
 
 
+HIDDEN = "?"
+"""Stands for a score that is not shown."""
+OUT_OF = re.compile(r"\s*(?:/|out of)\s*\d+", re.IGNORECASE)
+
+
+def without_scores(text: str) -> str:
+    """Return a judgment with every stated score hidden, also of parts, as `Score: ?`; objects lose the keys of a score.
+
+    Other numbers stay. A line with a hidden score loses its markup.
+    """
+    decoder, parts, at = json.JSONDecoder(), [], 0
+    while (begin := text.find("{", at)) >= 0:
+        try:
+            value, end = decoder.raw_decode(text, begin)
+        except (ValueError, RecursionError):
+            value, end = None, begin + 1
+        if isinstance(value, dict) and (kept := _without_keys(value)) != value:
+            parts += [_hidden(text[at:begin]), json.dumps(kept, ensure_ascii=False)]
+        else:
+            parts.append(_hidden(text[at:end]))
+        at = end
+    return "".join([*parts, _hidden(text[at:])])
+
+
+def _without_keys(item: dict[str, Any]) -> dict[str, Any]:
+    of_score = {key for keys in KEYS for key in keys}
+    return {
+        key: _without_keys(value) if isinstance(value, dict) else value
+        for key, value in item.items()
+        if re.sub(r"\W+", "_", key.strip().lower()) not in of_score
+    }
+
+
+def _hidden(text: str) -> str:
+    # Lines of the two texts stand for each other: neither step adds or removes a line break.
+    plain = _plain(text)
+    spans = {match.span("number") for pattern in (STATED, SAID) for match in _matches(pattern, plain)}
+    spans |= {match.span("number") for match in BARE.finditer(plain)}
+    alone = ALONE.match(plain)
+    spans |= {alone.span("number")} if alone else set()
+    masked, last = [], 0
+    for begin, end in sorted(spans):
+        if begin >= last:
+            scale = OUT_OF.match(plain, end)
+            masked += [plain[last:begin], HIDDEN]
+            last = scale.end() if scale else end
+    lines = "".join([*masked, plain[last:]]).split("\n")
+    shown = zip(text.split("\n"), plain.split("\n"), lines, strict=True)
+    return "\n".join(line if before == after else after for line, before, after in shown)
+
+
 def after_thought(text: str) -> str | None:
     """Return what follows a judgment's thought; None if the thought does not end."""
     begun = [match[1].lower() for match in THOUGHT.finditer(text)]

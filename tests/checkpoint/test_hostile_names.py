@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import fiddle as fdl
 import pytest
 import yaml
 from hostile import Payload
 from launching import nemo_each
+from nemo import lightning as nl
 
 from aligner.backend import safe_reading
 from aligner.checkpoint.huggingface import export_hf
@@ -90,15 +92,25 @@ def test_a_pickled_part_of_a_context_is_no_exception(checkpoint: Path, marker: P
     """NeMo's own restriction allows all of torch, in which there are functions that run a shell."""
     from torch.utils import collect_env
 
-    # NeMo writes an object so that it could not write as a config, which depends on what the process has loaded before.
-    document = json.loads((checkpoint / "context/io.json").read_text())
-    (plugin,) = (value for key, value in document["objects"].items() if key.startswith("megatron_mixed_precision"))
-    held, path = "pickled", "<root>.trainer.plugins"
-    plugin["items"] = [["IdentityElement()", {"type": "leaf", "value": held, "paths": [path]}]]
-    plugin["metadata"] = None
-    (checkpoint / "context/io.json").write_text(json.dumps(document))
-    (checkpoint / "context" / held).write_bytes(pickle.dumps(None))
     safe_reading.load_context(checkpoint / "context")
+    # NeMo writes an object into a file so, if it cannot write what the object was built from; which of both it does
+    # depends on what the process has loaded before.
+    document = json.loads((checkpoint / "context/io.json").read_text())
+    name, held, place = "MegatronMixedPrecision", "pickled", "<root>.trainer.plugins"
+    key = next(key for key, value in document["objects"].items() if value.get("paths") == [place])
+    document["objects"][key] = {
+        "type": pyref("nemo.lightning.pytorch.plugins.mixed_precision", name),
+        "items": [["IdentityElement()", {"type": "leaf", "value": held, "paths": [place]}]],
+        "metadata": None,
+        "paths": [place],
+    }
+    (checkpoint / "context/io.json").write_text(json.dumps(document))
+    # An object, or the configuration that NeMo keeps of it once a context with one of its class was loaded, as here.
+    plugin = nl.MegatronMixedPrecision(precision="32")
+    configuration = vars(plugin).pop("__io__")
+    for good in (plugin, configuration):
+        (checkpoint / "context" / held).write_bytes(cloudpickle.dumps(good))
+        assert type(safe_reading.load_context(checkpoint / "context").trainer.plugins).__name__ == name
     for payload in (Payload(marker), Payload(marker, collect_env.run), partial(collect_env.run, "true")):
         (checkpoint / "context" / held).write_bytes(pickle.dumps(payload))
         with pytest.raises(UntrustedError, match="names"):

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from aligner.common.errors import ConfigError
 from aligner.generate import journal
 from aligner.generate.engine import Engine, GenerationResult
 from aligner.judge.judges import ModelJudge
-from aligner.judge.meta_judge import _balanced, meta_judge, report_of
+from aligner.judge.meta_judge import _balanced, meta_judge, report_of, stated_score
 from aligner.judge.ratings import Bias, Comparison, bias, ratings
+from aligner.judge.scores import parse_score, without_scores
 
 EVEN = Bias(1, 1)
 
@@ -131,7 +133,10 @@ def test_the_best_judgment_is_chosen_over_the_worst(files: tuple[str, str, str],
     assert [row["key"] for row in battles] == [f"p/1/{pair}" for pair in ("0-1", "0-2", "1-0", "1-2", "2-0", "2-1")]
     (row,) = journal.read(output)
     assert (row["chosen_response"], row["rejected_response"]) == ("wise", "foolish")
-    assert (row["chosen_score"], row["rejected_score"]) == (5, 0) and row["chosen_reward"] > row["rejected_reward"]
+    assert row["metadata"]["scores"] == {"chosen": 5, "rejected": 0}
+    assert (row["chosen_reward"], row["rejected_reward"]) == (5, 0), "points of the judge, as in pairs of responses"
+    ratings = row["metadata"]["ratings"]
+    assert ratings["chosen"] > ratings["rejected"]
     assert "2+2=" in row["prompt"] and "\n5\n" in row["prompt"] and "Score: <sum>" in row["prompt"]
     assert "the first place won 50% of 6" in capfd.readouterr().err
     assert report_of(output) == {"comparisons": 6, "unparsed_comparisons": 0, "first_position_win_rate": 0.5}
@@ -145,13 +150,101 @@ def test_no_verdict_and_a_verdict_for_the_place_make_no_pair(
     assert list(journal.read(meta_judge(*files, str(tmp_path / "m.jsonl"), engine, ModelJudge(engine)))) == []
 
 
+def by_score(prompt: str) -> str:
+    """Prefers the judgment that states the higher score, as models do; none if no score is seen."""
+    shown = [prompt.split(f"<judgment {name}>\n")[1].split("</judgment")[0] for name in "AB"]
+    scores = [parse_score(text) for text in shown]
+    if None in scores:
+        return "No score is to be seen. Winner: tie"
+    return f"Winner: {'A' if scores[0] > scores[1] else 'B'}"  # type: ignore[operator]
+
+
+def with_stated_scores(files: tuple[str, str, str]) -> tuple[str, str, str]:
+    rows = list(journal.read(Path(files[2])))
+    for row in rows:
+        row["judgment"] += f"\n\n**Score:** {row['score']}/5"
+    journal.write(Path(files[2]), rows)
+    return files
+
+
+@pytest.mark.parametrize("show_scores", [False, True])
+def test_the_meta_judge_compares_the_reasoning_alone(
+    files: tuple[str, str, str], tmp_path: Path, show_scores: bool
+) -> None:
+    engine = Scripted(by_score)
+    output = tmp_path / "m.jsonl"
+    meta_judge(*with_stated_scores(files), str(output), engine, ModelJudge(engine), max_same_score_fraction=1.0, show_scores=show_scores)  # fmt: skip
+    battles = list(journal.read(tmp_path / "m.jsonl.battles.jsonl"))
+    assert [row["winner"] == "tie" for row in battles] == [not show_scores] * 6
+    rows = list(journal.read(output))
+    assert len(rows) == show_scores
+    # What is trained on is the judgment as it was.
+    assert all(row["chosen_response"] == "wise\n\n**Score:** 5/5" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("judgment", "shown"),
+    [
+        ("It names 3 rivers.\n\n**Score:** 4/5", "It names 3 rivers.\n\nScore: ?"),
+        ("`x*y` is right.\nFinal score: **4**", "`x*y` is right.\nFinal score: ?"),
+        ('{"reasoning": "all 4 of them", "score": 4}', '{"reasoning": "all 4 of them"}'),
+        ('First.\n{"Overall Score": 4, "why": {"rating": 2, "text": "a"}}', 'First.\n{"why": {"text": "a"}}'),
+        ("Total points: 1 + 1 + 1 = 3", "Total points: ?"),
+        ("<think>relevance score: 1</think>\nSo 5/5", "<think>relevance score: ?</think>\nSo ?"),
+        ("I would give it a score of 3, as 1969 is right.", "I would give it a score of ?, as 1969 is right."),
+        ("4", "?"),
+        ("Punktzahl: 4", "Punktzahl: ?"),
+        ("In 1969, {not JSON} 2+2=4.", "In 1969, {not JSON} 2+2=4."),
+    ],
+)
+def test_stated_scores_are_hidden_and_nothing_else(judgment: str, shown: str) -> None:
+    assert without_scores(judgment) == shown
+
+
+def test_a_better_judgment_that_is_too_long_or_a_cut_off_one_makes_no_pair(
+    files: tuple[str, str, str], tmp_path: Path, capfd: Any
+) -> None:
+    rows = [row | {"num_tokens": 10 + len(row["judgment"])} for row in journal.read(Path(files[2]))]
+    engine = Scripted(by_wisdom)
+
+    def pairs(name: str, **settings: Any) -> list[Any]:
+        journal.write(tmp_path / f"{name}.j.jsonl", rows)
+        given = (*files[:2], str(tmp_path / f"{name}.j.jsonl"), str(tmp_path / f"{name}.jsonl"))
+        options: dict[str, Any] = {"max_same_score_fraction": 1.0} | settings
+        return list(journal.read(meta_judge(*given, engine, ModelJudge(engine), **options)))
+
+    assert len(pairs("whole", max_chosen_tokens=14)) == 1 and pairs("long", max_chosen_tokens=13) == []
+    assert "1 dropped: the better one is too long" in capfd.readouterr().err
+    rows = [row | {"finish_reason": "length" if row["judgment"] == "foolish" else "stop"} for row in rows]
+    assert pairs("cut") == []
+    assert "1 dropped: the worse one did not end" in capfd.readouterr().err
+    with pytest.raises(ConfigError, match=r"meta_judge.max_chosen_tokens: must be at least 1, found 0"):
+        pairs("none", max_chosen_tokens=0)
+
+
+def test_the_better_judgment_has_the_higher_reward_though_it_states_the_lower_score(
+    files: tuple[str, str, str], tmp_path: Path
+) -> None:
+    engine = Scripted(lambda prompt: by_wisdom(prompt).translate(str.maketrans("AB", "BA")).replace("[Judgment", "["))
+    (row,) = journal.read(
+        meta_judge(*files, str(tmp_path / "m.jsonl"), engine, ModelJudge(engine), max_same_score_fraction=1.0)
+    )
+    assert (row["chosen_response"], row["rejected_response"]) == ("foolish", "wise")
+    assert row["metadata"]["scores"] == {"chosen": 0, "rejected": 5}
+    assert (row["chosen_reward"], row["rejected_reward"]) == (5, 0)
+
+
+def scored(score: float, **more: int) -> dict[str, Any]:
+    return {"metadata": {"scores": {"chosen": score}}, **more}
+
+
 def test_the_cap_on_a_score_is_a_cap() -> None:
-    rows = [{"chosen_score": score, "n": i} for i, score in enumerate([5.0] * 20 + [4.0] * 3 + [3.0] * 3 + [1.0])]
+    rows = [scored(score, n=i) for i, score in enumerate([5.0] * 20 + [4.0] * 3 + [3.0] * 3 + [1.0])]
     kept = _balanced(rows, 0.4)
-    counts = [sum(row["chosen_score"] == score for row in kept) for score in (5.0, 4.0, 3.0, 1.0)]
+    counts = [sum(stated_score(row) == score for row in kept) for score in (5, 4, 3, 1)]
     assert counts[1:] == [3, 3, 1] and counts[0] <= 0.4 * len(kept) and counts[0] == 4
     assert _balanced(rows, 1.0) and len(_balanced(rows, 1.0)) == len(rows)
-    assert _balanced([{"chosen_score": 5.0}], 0.4) == []
+    assert _balanced([scored(5.0)], 0.4) == []
     # Two scores cannot keep to 40 %: as many of each.
-    two = [{"chosen_score": score} for score in [5.0] * 20 + [4.0] * 3]
-    assert sorted(row["chosen_score"] for row in _balanced(two, 0.4)) == [4.0] * 3 + [5.0] * 3
+    two = [scored(score) for score in [5.0] * 20 + [4.0] * 3]
+    assert sorted(stated_score(row) for row in _balanced(two, 0.4)) == [4] * 3 + [5] * 3

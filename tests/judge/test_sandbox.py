@@ -1,6 +1,7 @@
 """Answers that are honest, wrong or hostile, held to their tests: `verifiers.python_tests`."""
 # ruff: noqa: E501
 
+import contextlib
 import os
 import socket
 import threading
@@ -269,22 +270,22 @@ def _descendants() -> int:
     ("code", "score"), [(DAEMON, 1), ("import os\ndef f(x):\n    while True:\n        try: os.fork()\n        except OSError: pass", 0)]
 )  # fmt: skip
 def test_no_process_outlives_a_verdict(code: str, score: int) -> None:
-    def sleepers() -> int:
-        count = 0
+    def inside() -> set[str]:
+        """Processes of sandboxes, also of those of a test beside this one, which end in time."""
+        found = set()
         for status in Path("/proc").glob("[0-9]*/status"):
-            try:
+            with contextlib.suppress(OSError):
                 text = status.read_text()
-            except OSError:
-                continue
-            count += "\nUid:\t65534" in text and "python" in text.partition("\n")[0]
-        return count
+                if "\nUid:\t65534" in text and "python" in text.partition("\n")[0]:
+                    found.add(status.parent.name)
+        return found
 
-    before, own = sleepers(), _descendants()
+    before, own = inside(), _descendants()
     assert verifiers.python_tests({"tests": WANTED}, code, seconds=2) == score
-    deadline = time.monotonic() + 5
-    while (sleepers() > before or _descendants() > own) and time.monotonic() < deadline:
+    left, deadline = inside() - before, time.monotonic() + 60
+    while (left & inside() or _descendants() > own) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert sleepers() <= before and _descendants() <= own
+    assert not left & inside() and _descendants() <= own
 
 
 def test_descriptors_are_closed_and_folders_removed() -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import fiddle as fdl
 import nemo_run as run
 import pytest
-from hand import by_length
 from launching import TIME_LIMIT
+from verifying import by_length
 
 from aligner import executors
 from aligner.checkpoint import checkpoint_diff, folders

@@ -1,6 +1,7 @@
 """What a run keeps of where it comes from: enough to do it again, and nothing secret."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from datetime import timedelta
@@ -153,7 +154,9 @@ def test_what_cannot_be_written_is_told(
     recipe.trainer.plugins = nl.MegatronMixedPrecision(precision="32")
     folder = execute(recipe)
     told = "".join(capfd.readouterr())
-    assert "config.yaml cannot be run again, because trainer.callbacks[0] cannot be written as YAML" in told
+    # By its argument, if something that this process has read before had such a callback.
+    place = r"trainer\.callbacks\[0\](\.on_exception)?"
+    assert re.search(rf"config\.yaml cannot be run again, because {place} cannot be written as YAML", told)
     assert "LambdaCallback" in (folder / "config.yaml").read_text()
     plugins = load_yaml(folder / "config.yaml").trainer.plugins
     assert (plugins.__fn_or_cls__, plugins.precision) == (nl.MegatronMixedPrecision, "32"), "what it was built from"
