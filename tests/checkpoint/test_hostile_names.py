@@ -110,7 +110,7 @@ def test_a_pickled_part_of_a_context_is_no_exception(checkpoint: Path, marker: P
     configuration = vars(plugin).pop("__io__")
     for good in (plugin, configuration):
         (checkpoint / "context" / held).write_bytes(cloudpickle.dumps(good))
-        assert type(safe_reading.load_context(checkpoint / "context").trainer.plugins).__name__ == name
+        assert type(safe_reading.load_context(checkpoint / "context").trainer.precision_plugin).__name__ == name
     for payload in (Payload(marker), Payload(marker, collect_env.run), partial(collect_env.run, "true")):
         (checkpoint / "context" / held).write_bytes(pickle.dumps(payload))
         with pytest.raises(UntrustedError, match="names"):
