@@ -101,7 +101,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not see what `__get
         tiny_llama as tiny_llama,
     )
 
-SHARED = ("families", "methods", "pipelines", "signatures", "sums", "table")
+SHARED = ("families", "methods", "pipelines", "signatures", "sums", "table", "variants")
 """Modules that hold no model."""
 MODELS = tuple(
     sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", *SHARED))

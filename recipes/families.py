@@ -5,6 +5,7 @@ All such models have the same functions with the same arguments, which are made 
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, Optional, Union
 
@@ -14,6 +15,7 @@ from aligner.api import align
 from aligner.judge.self_rewarding import self_reward
 from aligner.recipes import methods, pipelines, signatures
 from aligner.recipes.signatures import AlignArguments, AlignRecipe, PipelineRecipe
+from aligner.recipes.variants import PAPER, variant_of
 
 
 class Layout(NamedTuple):
@@ -62,8 +64,8 @@ DESCRIPTIONS = {
     "rpo": "RPO of {title}, from rows with rewards, one epoch in steps of 256 pairs.",
     "kto": "KTO of {title}, from pairs or single responses, one epoch in steps of 256.",
     "self_rewarding": "{title} answers, judges its answers and learns from them (arXiv 2401.10020), three iterations.",
-    "meta_rewarding": "The same, and it learns to judge, too (arXiv 2407.19594): four iterations, seven answers, "
-    "eleven judgments of each.",
+    "meta_rewarding": "The same, and it learns to judge, too, in the first two of four iterations (arXiv 2407.19594): "
+    "seven answers, eleven judgments of each.",
 }
 
 
@@ -112,8 +114,8 @@ def recipes(name: str, title: str, model: Callable[[], run.Config], **options: A
     about = MODELS[name]
     return Recipes(
         *aligns,
-        self_rewarding=_pipeline(about, "self_rewarding", iterations=3, num_generations=4, num_judgments=3),
-        meta_rewarding=_pipeline(about, "meta_rewarding", iterations=4, num_generations=7, num_judgments=11),
+        self_rewarding=_pipeline(about, "self_rewarding"),
+        meta_rewarding=_pipeline(about, "meta_rewarding"),
     )
 
 
@@ -162,11 +164,8 @@ def _align(about: _Model, method: str) -> AlignRecipe:
     return recipe
 
 
-def _pipeline(
-    about: _Model, method: str, *, iterations: int, num_generations: int, num_judgments: int
-) -> PipelineRecipe:
+def _pipeline(about: _Model, method: str) -> PipelineRecipe:
     default = f"{about.name}_{method}"
-    iterations_, num_generations_, num_judgments_ = iterations, num_generations, num_judgments
 
     def recipe(
         dir: str = "runs",
@@ -179,22 +178,25 @@ def _pipeline(
         seq_length: int = max(2048, about.seq_length),
         prompts: Union[str, list[str]] = "prompts.jsonl",
         init_from: str = about.source,
-        iterations: int = iterations_,
-        num_generations: int = num_generations_,
-        num_judgments: int = num_judgments_,
+        variant: str = PAPER,
+        iterations: Optional[int] = None,
+        num_generations: Optional[int] = None,
+        num_judgments: Optional[int] = None,
         beta: Union[float, list[float]] = 0.1,
-        length_control: Union[float, list[float]] = 0.0,
+        length_control: Optional[Union[float, list[float]]] = None,
+        held_out: Optional[str] = None,
     ) -> run.Partial:
         def policy(**stage: str) -> run.Partial:
             arguments = AlignArguments(
                 num_nodes=num_nodes, num_gpus_per_node=num_gpus_per_node, peft_scheme=peft_scheme,
                 packed_sequence=packed_sequence, seq_length=seq_length, validation=None, **stage,
             )  # fmt: skip
-            return methods.dpo(_recipe(about, arguments, global_batch_size=64))
+            return methods.dpo(_recipe(about, arguments, **_round_sizes(about)))
 
         layout = about.layout if peft_scheme is None else about.adapters
-        meta = method == "meta_rewarding"
-        return pipelines.pipeline(
+        settings = variant_of(method, variant)
+        rounds = iterations or settings.iterations
+        return pipelines.judging_pipeline(
             policy,
             functools.partial(
                 pipelines.engine,
@@ -203,23 +205,35 @@ def _pipeline(
                 num_gpus_per_node,
                 layout.generation_tensor or layout.tensor,
             ),
+            settings._replace(
+                num_generations=num_generations or settings.num_generations,
+                num_judgments=num_judgments or settings.num_judgments,
+            ),
+            meta=method == "meta_rewarding",
+            length_control=settings.controls(rounds) if length_control is None else length_control,
             dir=dir,
             name=name,
             init_from=init_from,
             prompts=prompts,
-            iterations=iterations,
-            select=pipelines.best_against_worst(length_control, iterations, meta=meta),
-            num_judgments=num_judgments,
-            meta=meta,
+            iterations=rounds,
             beta=beta,
-            num_generations=num_generations,
-            temperature=0.7,
-            top_p=0.9,
+            held_out=held_out,
         )
 
     example = f"nemo llm self-reward --factory {default} -y generate.num_generations=8"
     _register(about, method, recipe, self_reward, example)
     return recipe
+
+
+def _round_sizes(about: _Model) -> dict[str, Any]:
+    """Return learning rate and batch of an iteration, as NVIDIA's guide of self-rewarding has them.
+
+    1e-7 to 3e-7 for aligned models and 9e-7 to 3e-6 for base models, which have no chat template; 64 pairs, and 128
+    for models from 70B.
+    """
+    billions = re.search(r"_(\d+)b", about.name)
+    large = billions is not None and int(billions[1]) >= 70
+    return {"lr": 3e-7 if about.apply_chat_template else 9e-7, "global_batch_size": 128 if large else 64}
 
 
 def _register(about: _Model, method: str, recipe: Any, target: Any, example: str) -> None:

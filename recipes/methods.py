@@ -22,7 +22,7 @@ def recipe(
     global_batch_size: int = 256,
     lr: float = 9e-7,
     min_lr: float = 9e-7,
-    warmup_steps: int = 10,
+    warmup_steps: Optional[int] = None,
     apply_chat_template: bool = False,
 ) -> run.Partial:
     """Return a run of a model without an objective; a method adds it.
@@ -174,8 +174,11 @@ def log(dir: str, name: str, *, save_every: int) -> run.Config:
     return run.Config(nl.NeMoLogger, log_dir=dir, name=name, use_datetime_version=False, ckpt=checkpoint)
 
 
-def adam(lr: float, *, min_lr: float, warmup_steps: int, max_steps: int) -> run.Config:
-    """Return Megatron's Adam with linear warmup and cosine decay to `min_lr`."""
+def adam(lr: float, *, min_lr: float, warmup_steps: Optional[int], max_steps: int) -> run.Config:
+    """Return Megatron's Adam with linear warmup and cosine decay to `min_lr`.
+
+    A warm-up of None is a tenth of the run's steps, at most 10.
+    """
     from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule
 
     from aligner.backend import hardware

@@ -1,18 +1,19 @@
 """Shared parts of all self-rewarding recipes: iterations of generating, judging, selecting and aligning."""
 
-import copy
 from collections.abc import Callable
 from typing import Any, Optional
 
 import nemo_run as run
 
 from aligner.common.errors import ConfigError
+from aligner.data.prompts import share
 from aligner.generate.generation import generate_responses
 from aligner.judge.build_pairs import best_responses, select_pairs, spin_pairs
 from aligner.judge.judges import ModelJudge, judge_responses
 from aligner.judge.meta_judge import meta_judge
 from aligner.judge.selection import check_control
 from aligner.judge.self_rewarding import Iteration, self_reward
+from aligner.recipes.variants import Variant
 
 SEED = 1234
 """Random seed of the first iteration's responses; each further iteration adds 1."""
@@ -43,15 +44,14 @@ def pipeline(
     prompts: Any,
     iterations: int,
     select: Callable[[int, dict[str, str], Any], run.Partial],
-    judge: Optional[run.Config] = None,
+    judge: Callable[[run.Config], run.Config],
     judged: bool = True,
-    num_judgments: int = 3,
-    meta: bool = False,
+    meta: Optional[Callable[[int], Optional[dict[str, Any]]]] = None,
     held_out: Any = None,
     beta: float | list[float] | None = None,
     **generate: Any,
 ) -> run.Partial:
-    """Return a self-rewarding pipeline with stages from `policy`, `engine` and `select`.
+    """Return a self-rewarding pipeline with stages from `policy`, `engine`, `judge` and `select`.
 
     Args:
         policy: takes dir, name, init_from and train; returns the training recipe of an iteration.
@@ -61,11 +61,11 @@ def pipeline(
         prompts: prompts of all iterations, or a list with one file per iteration.
         iterations: number of iterations.
         select: takes the iteration's number, files and prompts; returns the stage that writes training rows.
-        judge: judge of the responses; None: the policy at the start of the iteration.
-        judged: whether responses are judged.
-        num_judgments: judgments per response if the policy is the judge.
-        meta: whether the policy is also trained to judge.
-        held_out: prompts for the evaluation of each policy at the end of its iteration.
+        judge: takes the engine of the policy at the start of an iteration; returns the judge, which may be another.
+        judged: whether the responses that are trained on are judged.
+        meta: takes the iteration's number; returns arguments of `meta_judge` if the policy is also trained to judge.
+        held_out: prompts for the evaluation of each policy at the end of its iteration, by the judge of the first
+            iteration, so that scores can be compared.
         beta: beta of the loss, or a list with a value per iteration; None: the recipe's own.
         generate: further arguments of `generate_responses`.
 
@@ -76,61 +76,99 @@ def pipeline(
         raise ConfigError(f"iterations: must be at least 1, found {iterations}")
     prompts_list, betas = per_iteration("prompts", prompts, iterations), per_iteration("beta", beta, iterations)
     first = init_from if isinstance(init_from, run.Partial) else None
-    checkpoint = f"{first.log.log_dir}/{first.log.name}" if first is not None else str(init_from)
+    start = checkpoint = f"{first.log.log_dir}/{first.log.name}" if first is not None else str(init_from)
     stages = []
     for i in range(1, iterations + 1):
         folder = f"{dir}/{name}/iteration-{i}"
         files = {part: f"{folder}/{part}.jsonl" for part in ("candidates", "judgments", "judge_pairs", "train")}
-        iteration_judge = judge or run.Config(ModelJudge, engine=engine(checkpoint), num_judgments=num_judgments)
-        iteration_prompts = prompts_list[i - 1]
+        inputs = {"prompts": prompts_list[i - 1], "candidates": files["candidates"]}
         iteration = run.Config(
             Iteration,
             generate=run.Partial(
                 generate_responses,
-                prompts=iteration_prompts,
+                prompts=inputs["prompts"],
                 output=files["candidates"],
                 engine=engine(checkpoint),
                 seed=SEED + i - 1,
                 **generate,
             ),
-            select=select(i, files, iteration_prompts),
+            select=select(i, files, inputs["prompts"]),
             align=policy(dir=folder, name="policy", init_from=checkpoint, train=files["train"]),
         )
         if betas[i - 1] is not None:
             iteration.align.loss.beta = betas[i - 1]
         if judged:
-            iteration.judge = _judge(files, iteration_prompts, iteration_judge)
-        if meta:
-            iteration.meta_judge = _meta(files, iteration_prompts, iteration_judge, engine(checkpoint))
+            own = judge(engine(checkpoint))
+            iteration.judge = run.Partial(judge_responses, **inputs, output=files["judgments"], judge=own)
+        if meta is not None and (settings := meta(i)) is not None:
+            compared = {"judgments": files["judgments"], "output": files["judge_pairs"], "engine": engine(checkpoint)}
+            own = judge(engine(checkpoint))
+            iteration.meta_judge = run.Partial(meta_judge, **inputs, **compared, judge=own, **settings)
         checkpoint = f"{folder}/policy"
         if held_out is not None:
-            evaluation_judge = copy.deepcopy(iteration_judge)
-            iteration.evaluate = _evaluate(
-                held_out, f"{folder}/score.json", engine(checkpoint), evaluation_judge, generate
-            )
+            score = f"{folder}/score.json"
+            iteration.evaluate = _evaluate(held_out, score, engine(checkpoint), judge(engine(start)), generate)
         stages.append(iteration)
     return run.Partial(self_reward, output=f"{dir}/{name}", iterations=stages, start=first)
 
 
-def _judge(files: dict[str, str], prompts: Any, judge: run.Config) -> run.Partial:
-    return run.Partial(
-        judge_responses,
-        prompts=prompts,
-        candidates=files["candidates"],
-        output=files["judgments"],
-        judge=copy.deepcopy(judge),
-    )
+def judging_pipeline(
+    policy: Callable[..., run.Partial],
+    engine: Callable[[str], run.Config],
+    variant: Variant,
+    *,
+    meta: bool,
+    dir: str,
+    name: str,
+    prompts: Any,
+    iterations: int,
+    length_control: float | list[float],
+    **settings: Any,
+) -> run.Partial:
+    """Return the pipeline of a policy that judges itself.
 
+    Args:
+        policy, engine, dir, name, prompts, iterations, settings: see `pipeline`. A single source of prompts is divided
+            among the iterations if the variant wants new ones in each.
+        variant: temperatures, numbers of responses and judgments, limits on judge pairs.
+        meta: whether the policy is also trained to judge.
+        length_control: ρ, or a list with a value per iteration.
 
-def _meta(files: dict[str, str], prompts: Any, judge: run.Config, engine: run.Config) -> run.Partial:
-    return run.Partial(
-        meta_judge,
+    Raises:
+        ConfigError: iterations is below 1, or a list has another length.
+    """
+    sampling: dict[str, Any] = {"temperature": variant.temperature, "top_p": variant.top_p}
+    if variant.new_prompts and iterations > 1 and not isinstance(prompts, list | tuple):
+        prompts = [
+            run.Partial(
+                share, source=prompts, number=i, of=iterations, output=f"{dir}/{name}/iteration-{i}/prompts.jsonl"
+            )
+            for i in range(1, iterations + 1)
+        ]
+
+    def compares(i: int) -> dict[str, Any] | None:
+        if not meta or i > (variant.judge_pair_iterations or iterations):
+            return None
+        return {"max_same_score_fraction": variant.max_same_score_fraction, **sampling}
+
+    return pipeline(
+        policy,
+        engine,
+        dir=dir,
+        name=name,
         prompts=prompts,
-        candidates=files["candidates"],
-        judgments=files["judgments"],
-        output=files["judge_pairs"],
-        engine=engine,
-        judge=copy.deepcopy(judge),
+        iterations=iterations,
+        select=best_against_worst(
+            length_control,
+            iterations,
+            with_judge_pairs=lambda i: compares(i) is not None,
+            max_judge_pair_fraction=variant.max_judge_pair_fraction,
+        ),
+        judge=lambda own: run.Config(ModelJudge, engine=own, num_judgments=variant.num_judgments, **sampling),
+        meta=compares,
+        num_generations=variant.num_generations,
+        **sampling,
+        **settings,
     )
 
 
@@ -164,7 +202,11 @@ def engine(
 
 
 def best_against_worst(
-    length_control: float | list[float], iterations: int, *, meta: bool = False, **settings: Any
+    length_control: float | list[float],
+    iterations: int,
+    *,
+    with_judge_pairs: Callable[[int], bool] = lambda _: False,
+    **settings: Any,
 ) -> Callable[[int, dict[str, str], Any], run.Partial]:
     """Return the `select` of `pipeline` for self-rewarding pairs, with ρ = `length_control` per iteration.
 
@@ -183,7 +225,7 @@ def best_against_worst(
             judgments=files["judgments"],
             output=files["train"],
             length_control=controls[i - 1],
-            judge_pairs=files["judge_pairs"] if meta else None,
+            judge_pairs=files["judge_pairs"] if with_judge_pairs(i) else None,
             **settings,
         )
 

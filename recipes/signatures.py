@@ -51,7 +51,11 @@ class AlignRecipe(Protocol):
 
 
 class PipelineRecipe(Protocol):
-    """A recipe of `self_reward`."""
+    """A recipe of `self_reward`.
+
+    `variant` is `paper` or `nemo_aligner` (`aligner.recipes.variants`); what is None is the variant's own.
+    `held_out` are prompts for scores of all policies by the judge of the first iteration.
+    """
 
     def __call__(
         self,
@@ -64,11 +68,13 @@ class PipelineRecipe(Protocol):
         seq_length: int = ...,
         prompts: Union[str, list[str]] = "prompts.jsonl",
         init_from: str = ...,
-        iterations: int = ...,
-        num_generations: int = ...,
-        num_judgments: int = ...,
+        variant: str = "paper",
+        iterations: Optional[int] = None,
+        num_generations: Optional[int] = None,
+        num_judgments: Optional[int] = None,
         beta: Union[float, list[float]] = 0.1,
-        length_control: Union[float, list[float]] = 0.0,
+        length_control: Optional[Union[float, list[float]]] = None,
+        held_out: Optional[str] = None,
     ) -> run.Partial: ...
 
 

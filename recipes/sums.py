@@ -43,11 +43,15 @@ def pipeline(
         init_from=arguments.init_from or _careless(build, arguments),
         prompts=prompts or run.Partial(toy.prompts, dir=data, split="train"),
         held_out=run.Partial(toy.prompts, dir=data, split="validation"),
-        judge=run.Config(Verifier, function=run.Partial(verifiers.exact_match)),
+        judge=_calculator,
         beta=beta,
         max_tokens=8,
         **settings,
     )
+
+
+def _calculator(_: run.Config) -> run.Config:
+    return run.Config(Verifier, function=run.Partial(verifiers.exact_match))
 
 
 def _engine(arguments: AlignArguments, checkpoint: str) -> run.Config:

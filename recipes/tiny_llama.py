@@ -48,7 +48,7 @@ DESCRIPTIONS = {
 def _recipe(arguments: AlignArguments) -> run.Partial:
     return methods.recipe(
         arguments, model=model(), micro_batch_size=32, global_batch_size=64, max_steps=200, max_epochs=-1,
-        validate_every=50, save_every=50, lr=1e-3, min_lr=1e-4, warmup_steps=10,
+        validate_every=50, save_every=50, lr=1e-3, min_lr=1e-4,
     )  # fmt: skip
 
 

@@ -20,15 +20,18 @@ Background = tuple[threading.Thread, list[BaseException]]
 
 
 @contextlib.contextmanager
-def submitting_from(folder: Path, environment: dict[str, str]) -> Iterator[None]:
-    """Work in a folder, with NeMo-Run's files in it; its commands look at standard input, which pytest forbids."""
+def submitting_from(folder: Path, environment: dict[str, str], nemorun: Path | None = None) -> Iterator[None]:
+    """Work in a folder, with NeMo-Run's files there or in `nemorun`, whose name needs no quotes.
+
+    NeMo-Run's commands look at standard input, which pytest forbids.
+    """
     from nemo_run.config import set_nemorun_home
 
     with open(os.devnull) as nothing, pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdin", nothing)
         for name, value in environment.items():
             patch.setenv(name, value)
-        set_nemorun_home(str(folder / "nemorun"))
+        set_nemorun_home(str(nemorun or folder / "nemorun"))
         patch.chdir(folder)
         yield
 

@@ -94,6 +94,7 @@ def execute(block: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_two_commands_train_both_stages_and_adapters_on_them(tmp_path: Path) -> None:
     """The README's own lines, shortened to 10 steps."""
     lines = [words for _, words in commands() if any("sums_" in word for word in words)]

@@ -11,6 +11,7 @@ from launching import PYTHON
 from nbclient import NotebookClient
 
 BOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+LONG = ("losses_seen", "self_rewarding")
 MINUTES = 20  # a guard against what hangs, not a measure
 
 
@@ -40,7 +41,9 @@ def kernel(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     return place.name
 
 
-@pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in LONG)) for path in BOOKS]
+)
 def test_a_notebook_runs_and_has_its_outputs(path: Path, tmp_path: Path, kernel: str) -> None:
     book: Any = nbformat.read(path, as_version=4)
     cells = [cell for cell in book.cells if cell.cell_type == "code"]

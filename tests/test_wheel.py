@@ -69,6 +69,7 @@ def test_data_files_are_in_the_wheel(python: Path, tmp_path: Path) -> None:
     assert Path(place).is_relative_to(python.parents[1])
 
 
+@pytest.mark.slow
 def test_the_demo_runs_from_the_wheel(python: Path, tmp_path: Path) -> None:
     """Shortened: the command itself is tested from the tree."""
     nemo = "import sys; from nemo_run.__main__ import app; sys.argv[0] = 'nemo'; sys.exit(app())"

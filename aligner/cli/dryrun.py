@@ -20,8 +20,11 @@ from aligner.data.rows import FormatCounts
 from aligner.estimate import recipe_plan, report_text
 from aligner.judge.self_rewarding import self_reward
 from aligner.model import parallelism
-from aligner.train import config_checks
+from aligner.train import config_checks, summary
 from aligner.train.arguments import RunArguments
+
+FEW = 10
+"""Batches of an epoch from which on it matters little that rows are left out."""
 
 
 def check_recipe(recipe: run.Partial, executor: run.Executor | None) -> None:
@@ -67,10 +70,11 @@ def _check_start(start: str) -> None:
         folders.resolve_checkpoint(Path(start).expanduser(), "resume.restore_config.path", verify=False)
 
 
-def _show_long_warmup(arguments: RunArguments) -> None:
-    """Print that the warm-up does not end; as many rows are read as would be needed for it."""
+def _show_short_run(arguments: RunArguments) -> None:
+    """Print that the warm-up does not end, and how many rows fill no batch; as many rows are read as that needs."""
     data, steps = arguments.data, arguments.trainer.max_steps
-    needed = config_checks.warmup_steps(arguments) * data.global_batch_size
+    size = data.global_batch_size
+    needed = max(config_checks.warmup_steps(arguments), FEW) * size
     if data.train and not callable(data.train) and not prepacked.is_packed(data.train):
         options = Options(data.ranked_pairs, tuple(data.ignore_columns))
         parts = [part for named in sources.by_name(data.train, "data.train").values() for part in named]
@@ -80,7 +84,9 @@ def _show_long_warmup(arguments: RunArguments) -> None:
             for row in sources.rows(part.path, sources.reader_of(part.path, options), FormatCounts())
         )
         found = sum(1 for _ in itertools.islice(rows, needed))
-        steps = config_checks.num_steps(arguments, found // data.global_batch_size)
+        if size <= found < needed and found % size:
+            print(summary.left_out(found, size, "examples", by_turns=all(part.weight is None for part in parts)))
+        steps = config_checks.num_steps(arguments, found // size)
     long_warmup = config_checks.long_warmup(arguments, steps)
     if long_warmup:
         print(long_warmup)
@@ -108,8 +114,11 @@ def _check_pipeline(recipe: run.Partial, executor: run.Executor | None) -> None:
             _check_run(align_stage, executor)
             if executor is None or isinstance(executor, run.LocalExecutor):
                 for stage in (iteration.generate, iteration.evaluate):
-                    if stage is not None and not isinstance(stage.prompts, fdl.Buildable):  # a function writes them
-                        read_prompts(stage.prompts)
+                    prompts = None if stage is None else stage.prompts
+                    if isinstance(prompts, fdl.Buildable):  # a function writes them, perhaps from a file
+                        prompts = getattr(prompts, "source", None)
+                    if prompts is not None:
+                        read_prompts(prompts)
         except AlignError as error:
             raise type(error)(f"iteration {i}: {error}") from None
 
@@ -145,7 +154,7 @@ def _check_run(recipe: run.Partial, executor: run.Executor | None) -> None:
             # A function writes its file when the run calls it.
             if source and not callable(source):
                 _show_forms(split, source, arguments.data)
-        _show_long_warmup(arguments)
+        _show_short_run(arguments)
     restore = arguments.resume.restore_config if arguments.resume else None
     if restore is not None and (executor is None or isinstance(executor, run.LocalExecutor)):
         _check_start(str(restore.path))

@@ -44,13 +44,17 @@ def _recipe(recipe: Any) -> Iterator[tuple[str, str]]:
         "optimizer",
         (
             f"learning rate {get('optim.config.lr')}, {_name(get('optim.lr_scheduler'))}, "
-            f"{get('optim.lr_scheduler.warmup_steps', 0)} steps of warm-up"
+            f"{_warmup(get('optim.lr_scheduler.warmup_steps', 0))}"
         ),
     )
     steps = get("trainer.max_steps", -1)
     yield "length", f"{steps} steps" if steps > 0 else f"{get('trainer.max_epochs')} epochs"
     yield "ranks", f"{get('trainer.num_nodes', 1)} x {get('trainer.devices')}, {_parallel(get('trainer.strategy'))}"
     yield "folder", f"{get('log.log_dir', 'nemo_experiments')}/{get('log.name')}"
+
+
+def _warmup(steps: int | None) -> str:
+    return "a tenth of the steps of warm-up, at most 10" if steps is None else f"{steps} steps of warm-up"
 
 
 def _losses(recipe: Any) -> str:

@@ -71,7 +71,7 @@ CALLED = (
     "torch.nn.functional", "torch.nn.init", "torch._C._nn",
 )  # fmt: skip
 """Modules whose functions may be called while a file is read."""
-NAMED = (*CALLED, "aligner.api", "aligner.generate", "aligner.judge")
+NAMED = (*CALLED, "aligner.api", "aligner.data.prompts", "aligner.generate", "aligner.judge")
 """Modules whose functions a recipe may hold, to be called once it runs."""
 
 _own: set[str] = set()

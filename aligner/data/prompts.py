@@ -9,10 +9,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from aligner.common.console import log_rank0
 from aligner.common.errors import RowError
+from aligner.common.files import atomic_write
 from aligner.data import rows, sources
 from aligner.data.forms.messages import TEMPLATE_KEYS, template_arguments, text_of
 from aligner.data.rows import TextOrMessages
@@ -56,6 +58,30 @@ def read_prompts(source: Any) -> list[Prompt]:
     if not by_id:
         raise RowError(f"{source}: holds 0 different prompts, and at least 1 are needed")
     return list(by_id.values())
+
+
+def share(source: Any, number: int, of: int, output: str) -> str:
+    """Write a share of the prompts of a file: every `of`-th different one from the `number`-th on; return the output.
+
+    Together the shares have every prompt once.
+
+    Args:
+        source: file, folder or list of files of prompts.
+        number: number of the share, from 1.
+        of: number of shares.
+        output: file to write.
+
+    Raises:
+        RowError: a line is invalid, or there are fewer prompts than shares.
+    """
+    prompts, path = read_prompts(source), Path(output).expanduser()
+    if len(prompts) < of:
+        raise RowError(f"{source}: holds {len(prompts)} different prompts for {of} iterations with new ones in each")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as partial:
+        lines = [json.dumps(prompt.row, ensure_ascii=False) for prompt in prompts[number - 1 :: of]]
+        partial.write_text("\n".join(lines) + "\n")
+    return str(path)
 
 
 class PromptIndex:

@@ -25,15 +25,30 @@ class GlobalBatchSampler:
         return permutation(self.seed, epoch, sum(self.sizes))
 
     def global_batch(self, step: int, size: int) -> np.ndarray:
-        """Return the samples of an optimizer step; an incomplete last global batch is dropped for the epoch."""
-        epoch, within = divmod(step, sum(self.sizes) // size)
-        return self.epoch(epoch)[within * size : (within + 1) * size]
+        """Return the samples of an optimizer step.
+
+        Samples that do not fill a last global batch are left out of an epoch: by turns, so that after any number of
+        epochs two samples were trained on equally often, or once more. (With weights, those at the end of the epoch.)
+        """
+        samples = sum(self.sizes)
+        epoch, within = divmod(step, samples // size)
+        order = self.epoch(epoch) if self.weights else whole_batches(self.seed, epoch, samples, size)
+        return order[within * size : (within + 1) * size]
 
 
 @functools.lru_cache(maxsize=2)
 def permutation(seed: int, epoch: int, rows: int) -> np.ndarray:
     """Return the order of the `rows` rows in one epoch."""
     return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+@functools.lru_cache(maxsize=2)
+def whole_batches(seed: int, epoch: int, rows: int, size: int) -> np.ndarray:
+    """Return the order of one epoch without the rows that do not fill a batch of `size`, which take turns."""
+    order, left = permutation(seed, epoch, rows), rows % size
+    # The turns go backwards through the first epoch's order, at the end of which nothing has been left out yet.
+    turn = permutation(seed, 0, rows)[(rows - left * (epoch + 1) + np.arange(left)) % rows]
+    return order[~np.isin(order, turn)]
 
 
 @functools.lru_cache(maxsize=2)

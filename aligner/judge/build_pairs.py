@@ -32,7 +32,7 @@ def select_pairs(
     output: str,
     length_control: float = 0.0,
     judge_pairs: Optional[str] = None,
-    max_judge_pair_fraction: float = 0.15,
+    max_judge_pair_fraction: Optional[float] = 0.15,
     min_pair_fraction: float = 0.05,
     max_score: float = 5.0,
 ) -> Path:
@@ -47,6 +47,7 @@ def select_pairs(
         length_control: ρ, in [0, 0.5); 0 ignores length.
         judge_pairs: pairs of the judging task, the output of `meta-judge`, to add to the rows.
         max_judge_pair_fraction: maximum fraction of judge pairs among all rows; excess pairs are dropped at random.
+            None: no limit.
         min_pair_fraction: minimum fraction of prompts with a pair; below it the run stops.
         max_score: the judge's highest score, for a warning when most judgments give it.
 
@@ -59,7 +60,7 @@ def select_pairs(
         SanityCheckError: too few prompts give a pair.
     """
     check_control(length_control)
-    if not 0 <= max_judge_pair_fraction < 1:
+    if max_judge_pair_fraction is not None and not 0 <= max_judge_pair_fraction < 1:
         raise ConfigError(f"max_judge_pair_fraction: must be from 0 to below 1, found {max_judge_pair_fraction}")
 
     def rows(report: IterationReport) -> Iterator[JsonObject]:
@@ -156,14 +157,16 @@ def _pair(prompt: Prompt, chosen: Candidate, rejected: Candidate) -> JsonObject:
 
 
 def _limited_judge_pairs(
-    judge_pairs: str | None, max_fraction: float, num_pairs: int, report: IterationReport
+    judge_pairs: str | None, max_fraction: float | None, num_pairs: int, report: IterationReport
 ) -> list[JsonObject]:
-    """Return pairs of the judging task, at most `max_fraction` of all rows."""
+    """Return pairs of the judging task, at most `max_fraction` of all rows, if it is given."""
     if judge_pairs is None:
         return []
     pairs = list(journal.read(Path(judge_pairs).expanduser()))
     report.compared = report_of(Path(judge_pairs).expanduser())
-    limit = min(len(pairs), int(max_fraction * num_pairs / (1 - max_fraction) + 1e-9))
+    limit = len(pairs)
+    if max_fraction is not None:
+        limit = min(limit, int(max_fraction * num_pairs / (1 - max_fraction) + 1e-9))
     report.judge_pairs, report.judge_pairs_left_out = limit, len(pairs) - limit
     # Round-robin over scores: no score gets a larger share than it had.
     by_score: dict[int, list[JsonObject]] = {}

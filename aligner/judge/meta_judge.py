@@ -94,21 +94,8 @@ def meta_judge(
     if max_chosen_tokens is not None and max_chosen_tokens < 1:
         raise ConfigError(f"meta_judge.max_chosen_tokens: must be at least 1, found {max_chosen_tokens}")
     disputed = _disputed(prompts, candidates, judgments)
-    shown: Callable[[str], str] = str if show_scores else without_scores
     sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, stop=tuple(stop or ()))
-    requests = []
-    for dispute in disputed:
-        for i, j in itertools.permutations(range(len(dispute.judgments)), 2):
-            text = render(
-                prompt=templates.as_text(dispute.prompt),
-                response=dispute.response,
-                judgment_a=shown(dispute.judgments[i]["judgment"]),
-                judgment_b=shown(dispute.judgments[j]["judgment"]),
-            )
-            key = f"{dispute.key}/{i}-{j}"
-            requests.append(
-                GenerationRequest(key=key, prompt=text, seed=seed_of(seed, key), source=f"comparison {key}")
-            )
+    requests = _requests(disputed, render, str if show_scores else without_scores, seed)
 
     def row(request: GenerationRequest, result: GenerationResult) -> JsonObject:
         return {
@@ -139,6 +126,26 @@ def meta_judge(
             limits = _Limits(max_same_score_fraction, max_chosen_tokens)
             _write_pairs(path, battles, disputed, judge, limits)
     return path
+
+
+def _requests(
+    disputed: list[Disputed], render: Callable[..., str], shown: Callable[[str], str], seed: int
+) -> list[GenerationRequest]:
+    """Return the comparisons of every two judgments in both orders; `shown` is what is seen of a judgment."""
+    requests = []
+    for dispute in disputed:
+        for i, j in itertools.permutations(range(len(dispute.judgments)), 2):
+            text = render(
+                prompt=templates.as_text(dispute.prompt),
+                response=dispute.response,
+                judgment_a=shown(dispute.judgments[i]["judgment"]),
+                judgment_b=shown(dispute.judgments[j]["judgment"]),
+            )
+            key = f"{dispute.key}/{i}-{j}"
+            requests.append(
+                GenerationRequest(key=key, prompt=text, seed=seed_of(seed, key), source=f"comparison {key}")
+            )
+    return requests
 
 
 class _Limits(NamedTuple):

@@ -79,7 +79,7 @@ def _check_prompts(iterations: list[Iteration]) -> None:
     for i, iteration in enumerate(iterations, start=1):
         for stage in (iteration.generate, iteration.evaluate):
             prompts = getattr(stage, "keywords", {}).get("prompts")
-            if isinstance(prompts, str | list):
+            if prompts is not None:
                 try:
                     read_prompts(prompts)
                 except AlignError as error:

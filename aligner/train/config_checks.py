@@ -6,7 +6,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from nemo.lightning import MegatronStrategy
 
@@ -21,6 +21,9 @@ from aligner.data.prepacked import is_packed
 from aligner.model.parallelism import special_attention
 from aligner.model.reference import BaseModelReference
 from aligner.train.arguments import RunArguments
+
+LONGEST_WARMUP = 10
+"""Steps; NVIDIA's guide."""
 
 
 def check_arguments(arguments: RunArguments) -> None:
@@ -166,6 +169,13 @@ def check_world_size(arguments: RunArguments) -> None:
 def warmup_steps(arguments: RunArguments) -> int:
     """Return the steps in which the learning rate rises; 0 without a warm-up."""
     return getattr(arguments.optim and arguments.optim.lr_scheduler, "warmup_steps", 0) or 0
+
+
+def set_warmup(arguments: RunArguments, max_steps: int) -> None:
+    """Set a warm-up of None: a tenth of the run, at most ten steps."""
+    scheduler: Any = arguments.optim and arguments.optim.lr_scheduler
+    if getattr(scheduler, "warmup_steps", 0) is None:
+        scheduler.warmup_steps = min(LONGEST_WARMUP, max_steps // 10)
 
 
 def long_warmup(arguments: RunArguments, max_steps: int) -> str | None:

@@ -119,6 +119,7 @@ class TrainingRun:
         if self.max_steps < 1:
             raise ConfigError("trainer.max_steps: set it or trainer.max_epochs; neither says when to stop")
         arguments.data.plan(max_steps=self.max_steps)
+        config_checks.set_warmup(arguments, self.max_steps)
         long_warmup = config_checks.long_warmup(arguments, self.max_steps)
         if long_warmup:
             log_rank0(long_warmup)

@@ -29,6 +29,7 @@ SIZES = {
 }  # fmt: skip
 ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 EXPERTS = {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+pytestmark = pytest.mark.slow
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2_7b": ("Llama", {}),
     "llama3_8b": ("Llama", {"rope_theta": 500000.0}),

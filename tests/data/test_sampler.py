@@ -19,8 +19,24 @@ def test_an_epoch_is_every_unit_once_in_an_order_of_its_own() -> None:
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
     assert GlobalBatchSampler(2, (12,)).epoch(0).tolist() != epochs[0] == GlobalBatchSampler(1, (12,)).epoch(0).tolist()
-    # Steps of 5 leave two units out of each epoch.
-    assert order.global_batch(3, 5).tolist() == epochs[1][5:10]
+    # Steps of 5 leave two units out of each epoch: the last two of the first, those before them of the second.
+    assert [order.global_batch(step, 5).tolist() for step in (0, 1)] == [epochs[0][:5], epochs[0][5:10]]
+    kept = [row for row in epochs[1] if row not in epochs[0][8:10]]
+    assert [order.global_batch(step, 5).tolist() for step in (2, 3)] == [kept[:5], kept[5:]]
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 3), st.integers(1, 8))
+def test_no_row_is_left_out_twice_before_every_other_was(rows: int, size: int, seed: int, epochs: int) -> None:
+    size = min(size, rows)
+    order, steps = GlobalBatchSampler(seed, (rows,)), rows // size
+    seen: Counter[int] = Counter()
+    for epoch in range(epochs):
+        batches = [order.global_batch(epoch * steps + step, size).tolist() for step in range(steps)]
+        used = [row for batch in batches for row in batch]
+        assert len(used) == len(set(used)) == steps * size, "each at most once in an epoch"
+        seen.update(used)
+    times = [seen[row] for row in range(rows)]
+    assert max(times) - min(times) <= 1
 
 
 @given(

@@ -37,7 +37,8 @@ def in_a_container(host: str, folder: Path, **settings: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_in_a_container_goes_on_where_it_was(
     host: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int
 ) -> None:

@@ -36,7 +36,7 @@ def cluster(home: Path) -> Iterator[None]:
     """Without accounts; where jobs are started from has a name that needs quotes."""
     place = home / "from here"
     place.mkdir()
-    with slurm(home / "cluster") as environment, submitting_from(place, environment):
+    with slurm(home / "cluster") as environment, submitting_from(place, environment, home / "nemorun"):
         yield
 
 

@@ -166,3 +166,56 @@ def test_plugins_of_nemo_apply_to_our_recipes(executor: run.Executor) -> None:
     other = recipes.tiny_llama.dpo_recipe()
     plugins.NsysPlugin(start_step=1, end_step=2).setup(other, executor)  # which excludes the fault tolerance
     assert [callback.__fn_or_cls__.__name__ for callback in other.trainer.callbacks] == ["NsysCallback"]
+
+
+def test_meta_rewarding_is_the_papers_or_nvidias() -> None:
+    """Judge pairs in the first two rounds, new prompts in each; one argument away, NVIDIA's settings."""
+    rounds = recipes.llama3_8b.meta_rewarding_recipe(dir="runs", name="meta").iterations
+    assert [one.meta_judge is not None for one in rounds] == [True, True, False, False]
+    assert [one.select.judge_pairs is not None for one in rounds] == [True, True, False, False]
+    assert [one.select.length_control for one in rounds] == [0.0, 0.0, 0.1, 0.1]
+    assert [(one.generate.prompts.number, one.generate.prompts.of) for one in rounds] == [(i, 4) for i in (1, 2, 3, 4)]
+    for one in rounds:
+        assert one.generate.prompts == one.judge.prompts == one.select.prompts
+        assert (one.generate.num_generations, one.judge.judge.num_judgments) == (7, 11)
+        for stage in (one.generate, one.judge.judge):
+            assert (stage.temperature, stage.top_p) == (0.8, 0.95)
+        assert one.select.max_judge_pair_fraction is None
+    assert (rounds[0].meta_judge.max_same_score_fraction, rounds[0].meta_judge.temperature) == (1.0, 0.8)
+    nvidia = recipes.llama3_8b.meta_rewarding_recipe(variant="nemo_aligner").iterations
+    assert all(one.meta_judge is not None and one.generate.prompts == "prompts.jsonl" for one in nvidia)
+    assert [one.select.length_control for one in nvidia] == [0.0, 0.0, 0.1]
+    assert {(one.generate.num_generations, one.generate.temperature, one.generate.top_p) for one in nvidia} == {
+        (4, 1.0, 1.0)
+    }
+    assert {one.select.max_judge_pair_fraction for one in nvidia} == {0.15}
+    own = recipes.llama3_8b.meta_rewarding_recipe(
+        iterations=2, num_judgments=5, prompts=["a.jsonl", "b.jsonl"], length_control=0.2
+    ).iterations
+    assert [one.generate.prompts for one in own] == ["a.jsonl", "b.jsonl"]
+    assert {(one.judge.judge.num_judgments, one.select.length_control) for one in own} == {(5, 0.2)}
+    with pytest.raises(ConfigError, match=r"variant: there is no 'papers'; there are: paper, nemo_aligner"):
+        recipes.llama3_8b.self_rewarding_recipe(variant="papers")
+
+
+def test_rounds_learn_at_the_rate_of_their_source() -> None:
+    def sizes(name: str) -> tuple[float, float, int]:
+        align = getattr(recipes, name).self_rewarding_recipe().iterations[0].align
+        return align.optim.config.lr, align.optim.lr_scheduler.min_lr, align.data.global_batch_size
+
+    assert sizes("llama3_8b") == (3e-7, 3e-7, 64) and sizes("llama3_70b") == (3e-7, 3e-7, 128)
+    assert sizes("nemotron4_15b") == (9e-7, 9e-7, 64), "a base model"
+    lora = recipes.llama3_8b.self_rewarding_recipe(peft_scheme="lora").iterations[0].align
+    assert lora.optim.config.lr == pytest.approx(3e-6)
+
+
+def test_held_out_answers_of_all_rounds_have_one_judge() -> None:
+    rounds = recipes.tiny_llama.self_rewarding_recipe(iterations=3).iterations
+    assert len({id(one.evaluate.judge) for one in rounds}) == 3, "a setting of one is not one of all"
+    judged = recipes.llama3_8b.self_rewarding_recipe(held_out="held_out.jsonl", init_from="start").iterations
+    assert [one.evaluate.judge.engine.checkpoint for one in judged] == ["start"] * 3
+    assert [one.evaluate.engine.checkpoint for one in judged] == [f"{one.align.log.log_dir}/policy" for one in judged]
+    assert [one.judge.judge.engine.checkpoint for one in judged] == [
+        "start",
+        *(f"{one.align.log.log_dir}/policy" for one in judged[:2]),
+    ]
