@@ -54,6 +54,26 @@ def test_every_option_of_nemo_aligner_stands_in_one_row(heading: str) -> None:
         assert named(here) or (here.startswith("—") and why and why[0].strip()), f"{option}: no place and no reason"
 
 
+def test_every_metric_of_self_rewarding_has_a_name_here() -> None:
+    from aligner.judge.iteration_report import IterationReport
+    from aligner.judge.selection import Candidate
+    from aligner.losses import metrics
+
+    rows = tables("from_nemo_aligner.md")["Metrics of self-rewarding"]
+    assert {name for row in rows for name in named(row[0])} == {
+        "chosen_lengths", "reject_lengths", "chosen_generated_rewards", "rejected_generated_rewards",
+        "bad_samples_per_GBS", "bad_ends_per_GBS",
+    }  # fmt: skip
+    report = IterationReport()
+    report.add_response({"finish_reason": "stop", "num_tokens": 1})
+    report.count("pair")
+    pair = [Candidate(key=str(i), text=str(i), length=1, scores=(float(i),)) for i in (1, 0)]
+    report._pairs.append((pair[0], pair[1]))
+    known = {*(f"train/{name}" for name in metrics.LOGGED), *(f"iteration/{name}" for name in report.metrics())}
+    places = [place for row in rows for cell in row[1:] for place in named(cell) if "/" in place]
+    assert len(places) >= len(rows) and set(places) <= known
+
+
 def walk(at: Any, path: str) -> None:
     """The last name is an argument of what holds it."""
     from megatron.core.optimizer import OptimizerConfig

@@ -11,7 +11,7 @@ from launching import PYTHON
 from nbclient import NotebookClient
 
 BOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-LONG = ("losses_seen", "self_rewarding")
+LONG = ("first_dpo", "losses_seen", "self_rewarding")
 MINUTES = 20  # a guard against what hangs, not a measure
 
 

@@ -47,6 +47,8 @@ class MetricsCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.csv.add_sets(list(self.data.validation_sets))
         self.reductions["validation"].sets = list(self.data.validation_sets.values())
+        for split, corpus in self.data.datasets.items():
+            self.reductions[split].rated = corpus.report.with_rewards
         # Set by Lightning outside its class.
         self._log_every_n_steps = getattr(trainer, "log_every_n_steps")  # noqa: B009
         if trainer.is_global_zero:

@@ -51,6 +51,7 @@ COMMANDS = {
     "generate-responses": Command("generate.generation:generate_responses", "cli.stage_contexts:StageContext"),
     "judge-responses": Command("judge.judges:judge_responses", "cli.stage_contexts:StageContext"),
     "meta-judge": Command("judge.meta_judge:meta_judge", "cli.stage_contexts:StageContext"),
+    "judge-demonstrations": Command("judge.demonstrations:judge_demonstrations"),
     "verify-resume": Command(
         "cli.verify_resume:verify_resume", "cli.verify_resume:VerifyContext", "cli.verify_resume:HELP"
     ),

@@ -118,6 +118,12 @@ class IterationReport:
             **self.compared,
             **self._speeds,
         }
+        for name, part, whole in (
+            ("bad_sample_fraction", self.prompts - self.pairs, self.prompts),
+            ("bad_end_fraction", metrics["unfinished_responses"], self._finish.total()),
+        ):
+            if whole:
+                metrics[name] = part / whole
         if self.judge_pairs:
             metrics["judge_pair_fraction"] = self.judge_pairs / (self.judge_pairs + self.pairs)
         if num_judgments:

@@ -16,7 +16,7 @@ from torch import Tensor
 NAMES: tuple[str, ...] = (
     "loss", "preference_loss", "sft_loss", "acc", "kl", "rewards_chosen_mean", "rewards_rejected_mean",
     "rewards_chosen_square", "rewards_rejected_square", "logps_chosen_mean", "logps_rejected_mean", "chosen_lengths",
-    "rejected_lengths", "tokens", "step0_loss", "step0_error",
+    "rejected_lengths", "chosen_generated_rewards", "rejected_generated_rewards", "tokens", "step0_loss", "step0_error",
 )  # fmt: skip
 """Names of all metrics; an objective computes a subset (`aligner.losses.objective`)."""
 
@@ -26,7 +26,7 @@ INTERNAL = ("rewards_chosen_square", "rewards_rejected_square", "tokens", "step0
 LOGGED = (
     "loss", "preference_loss", "sft_loss", "acc", "kl", "rewards_chosen_mean", "rewards_rejected_mean",
     "rewards_margin_mean", "rewards_all_mean", "rewards_all_std", "logps_chosen_mean", "logps_rejected_mean",
-    "chosen_lengths", "rejected_lengths",
+    "chosen_lengths", "rejected_lengths", "chosen_generated_rewards", "rejected_generated_rewards",
 )  # fmt: skip
 
 

@@ -34,6 +34,9 @@ class Scored:
     length_PK: Tensor
     """Scored tokens of each response."""
     reward_P2: Tensor
+    """Rewards of chosen and rejected response."""
+    rated: bool = False
+    """Whether the rewards are those of the rows; else they stand for none."""
     desirable_P: Tensor
     valid_P: Tensor
     tokens_P: Tensor
@@ -165,6 +168,9 @@ class Objective:
             chosen, rejected = reward[:, 0], reward[:, 1]
             # A tie counts half; otherwise step 0 would have accuracy 0.
             values["acc"] = WeightedValue((chosen > rejected).float() + 0.5 * (chosen == rejected).float(), valid)
+            if scored.rated:
+                for i, side in enumerate(sides):
+                    values[f"{side}_generated_rewards"] = WeightedValue(scored.reward_P2[:, i], valid)
         else:
             values["kl"] = WeightedValue(torch.full_like(valid, scored.kl), valid)
         if self.needs_reference:

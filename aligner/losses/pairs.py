@@ -107,10 +107,11 @@ def robust_dpo(
 def ipo(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool = True) -> Tensor:
     """Identity preference optimization: (Δ - 1/(2β))². 1/(4β²) at the start: 25 for β = 0.1.
 
-    The authors average log-probabilities, as do TRL and LLaMA-Factory. NeMo-Aligner's default and OpenRLHF sum them
-    (`average_log_probs=False`), which is a different objective: docs/losses.md has numbers.
+    Equation 17 has log-probabilities of whole responses (`average_log_probs=False`), as have NeMo-Aligner and OpenRLHF.
+    The authors told TRL that they average over tokens, which TRL and LLaMA-Factory do and which is the default here. It
+    is a different objective: docs/losses.md has numbers.
 
-    Source: Azar et al. 2023, arXiv 2310.12036, equation 17, where β is τ.
+    Source: Azar et al. 2023, arXiv 2310.12036, equation 17, where β is τ; the average: TRL issues 1265 and 1677.
     """
     check_hyperparameters(beta=beta)
     return (margin(pairs, average_log_probs=average_log_probs) - 1 / (2 * beta)) ** 2
@@ -249,7 +250,8 @@ def sppo_hard(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool
 def simpo(pairs: PairLogprobs, *, beta: float = 2.0, gamma: float = 0.5, average_log_probs: bool = True) -> Tensor:
     """SimPO: -log σ(β(log π(y_w|x)/|y_w| - log π(y_l|x)/|y_l|) - γ). Needs no reference.
 
-    γ (`gamma`) is the target margin, in units of βΔ (TRL: `simpo_gamma`; the authors' code sets γ/β).
+    γ (`gamma`) is the target margin, in units of βΔ (TRL: `simpo_gamma`; the authors' code sets γ/β). TRL adds a
+    likelihood unless `cpo_alpha=0`: `align(sft_loss_weight=...)`.
 
     Source: Meng et al. 2024, arXiv 2405.14734, equation 6.
     """
@@ -262,7 +264,9 @@ def orpo(pairs: PairLogprobs, *, beta: float = 0.1, average_log_probs: bool = Tr
     """Odds-ratio preference optimization: -log π(y_w|x)/|y_w| - β log σ(log odds_w - log odds_l).
 
     odds = p / (1-p) with p = exp(log π(y|x)/|y|), the geometric mean of the tokens' probabilities; β is the paper's
-    λ. The loss includes the likelihood: keep `sft_loss_weight` at 0. No reference; one stage from a base model.
+    λ. The loss includes the likelihood: keep `sft_loss_weight` at 0. No reference; one stage from a base model. The
+    likelihood is of the response alone, per response, as equation 6 has it; the authors' trainer and TRL take it over
+    prompt and response and over all tokens of a micro-batch (docs/losses.md).
 
     Source: Hong et al. 2024, arXiv 2403.07691, equations 3, 4, 6 and 7.
     """

@@ -99,6 +99,8 @@ class LossReduction(MegatronLossReduction):
         """Metric sums of this rank since the last `pop_metrics`: of all examples, then of each set."""
         self.reference: Tensor | None = None
         """Reference log-probabilities of the split's examples, `[rows, K]`, on this rank's device."""
+        self.rated = False
+        """Whether the rows of the split have rewards."""
         self.state = StepState()
 
     def forward(self, batch: Batch, forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # type: ignore[override]
@@ -108,6 +110,7 @@ class LossReduction(MegatronLossReduction):
             reference_PK=torch.zeros_like(logp) if self.reference is None else self.reference[batch.index_P],
             length_PK=length,
             reward_P2=batch.reward_P2,
+            rated=self.rated,
             desirable_P=batch.desirable_P,
             valid_P=batch.valid_P,
             tokens_P=batch.columns(batch.total_S.float()).sum(dim=1),

@@ -171,11 +171,11 @@ def warmup_steps(arguments: RunArguments) -> int:
     return getattr(arguments.optim and arguments.optim.lr_scheduler, "warmup_steps", 0) or 0
 
 
-def set_warmup(arguments: RunArguments, max_steps: int) -> None:
-    """Set a warm-up of None: a tenth of the run, at most ten steps."""
+def set_warmup(arguments: RunArguments, max_steps: int, recorded: int | None) -> None:
+    """Set a warm-up of None: a tenth of the run, at most ten steps; of a run that is resumed, as recorded."""
     scheduler: Any = arguments.optim and arguments.optim.lr_scheduler
     if getattr(scheduler, "warmup_steps", 0) is None:
-        scheduler.warmup_steps = min(LONGEST_WARMUP, max_steps // 10)
+        scheduler.warmup_steps = min(LONGEST_WARMUP, max_steps // 10) if recorded is None else recorded
 
 
 def long_warmup(arguments: RunArguments, max_steps: int) -> str | None:

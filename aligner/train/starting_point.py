@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aligner.checkpoint import folders, tokenizers
 from aligner.checkpoint.resume import Resume
@@ -52,10 +53,10 @@ def find(arguments: RunArguments) -> StartingPoint:
     return start
 
 
-def recorded_date(arguments: RunArguments) -> str | None:
-    """Return the day that the chat template of a resumed run writes; None if the run is fresh or writes none."""
+def recorded(arguments: RunArguments, setting: str) -> Any:
+    """Return a setting of a run that is resumed, as `data.date`; None if the run is fresh."""
     resumed = arguments.resume.find(arguments.folder) if arguments.resume else None
-    return (folders.metadata(resumed).get("settings", {}).get("data.date") or None) if resumed else None
+    return folders.metadata(resumed).get("settings", {}).get(setting) if resumed else None
 
 
 def _check_reference(arguments: RunArguments, resume: Resume) -> None:

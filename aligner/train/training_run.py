@@ -90,7 +90,8 @@ class TrainingRun:
         If the tokenizer comes with the checkpoint, that is at least the rows.
         """
         data, model = self.arguments.data, self.arguments.model
-        data.date = data.date or starting_point.recorded_date(self.arguments)
+        # The day that the chat template writes.
+        data.date = data.date or starting_point.recorded(self.arguments, "data.date") or None
         if model.tokenizer is None:
             data.check_rows(runs=self.arguments.runs)
             self.start = starting_point.find(self.arguments)
@@ -119,7 +120,8 @@ class TrainingRun:
         if self.max_steps < 1:
             raise ConfigError("trainer.max_steps: set it or trainer.max_epochs; neither says when to stop")
         arguments.data.plan(max_steps=self.max_steps)
-        config_checks.set_warmup(arguments, self.max_steps)
+        recorded = starting_point.recorded(arguments, "optim.lr_scheduler.warmup_steps")
+        config_checks.set_warmup(arguments, self.max_steps, recorded)
         long_warmup = config_checks.long_warmup(arguments, self.max_steps)
         if long_warmup:
             log_rank0(long_warmup)

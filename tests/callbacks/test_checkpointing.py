@@ -300,11 +300,13 @@ def test_two_jobs_do_not_share_a_run(tiny: Tiny, execute: Execute, tmp_path: Pat
 def test_what_a_run_means_does_not_change_unless_it_is_allowed(
     tiny: Tiny, execute: Execute, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    execute(tiny())
+    begun = tiny()
+    begun.optim.lr_scheduler.warmup_steps = 10
+    execute(begun)
 
     def again(**changes: Any) -> Any:
         recipe = tiny()
-        recipe.trainer.max_steps = 5
+        recipe.trainer.max_steps, recipe.optim.lr_scheduler.warmup_steps = 5, 10
         recipe.loss = changes.get("loss", recipe.loss)
         recipe.optim.config.lr = changes.get("lr", recipe.optim.config.lr)
         recipe.resume.allow_changes = changes.get("allow", [])

@@ -5,11 +5,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import nemo_run as run
 import pytest
 
+from aligner import losses
 from aligner.common.errors import ConfigError
+from aligner.common.run_folder import read_metrics
 from aligner.generate import journal
 from aligner.generate.engine import Engine, GenerationResult
+from aligner.judge.build_pairs import select_pairs
 from aligner.judge.judges import ModelJudge
 from aligner.judge.meta_judge import _balanced, meta_judge, report_of, stated_score
 from aligner.judge.ratings import Bias, Comparison, bias, ratings
@@ -232,6 +236,26 @@ def test_the_better_judgment_has_the_higher_reward_though_it_states_the_lower_sc
     assert (row["chosen_response"], row["rejected_response"]) == ("foolish", "wise")
     assert row["metadata"]["scores"] == {"chosen": 0, "rejected": 5}
     assert (row["chosen_reward"], row["rejected_reward"]) == (5, 0)
+
+
+def test_reward_aware_losses_see_the_judges_points_in_rows_of_both_tasks(
+    files: tuple[str, str, str], tmp_path: Path, tiny: Any, execute: Any
+) -> None:
+    engine = Scripted(by_wisdom)
+    (tmp_path / "short.jinja").write_text("{{ prompt }} {{ response }} so:")
+    judge = ModelJudge(engine, template=str(tmp_path / "short.jinja"))
+    pairs = meta_judge(*files, str(tmp_path / "m.jsonl"), engine, judge, max_same_score_fraction=1.0)
+    rows = select_pairs(*files, str(tmp_path / "t.jsonl"), judge_pairs=str(pairs), max_judge_pair_fraction=None)
+    # 4 against 5, with mean scores 4.5 and 2; `wise` against `foolish`, which say 5 and 0.
+    assert sorted((row["chosen_reward"], row["rejected_reward"]) for row in journal.read(rows)) == [(4.5, 2.0), (5, 0)]
+    recipe = tiny("mixed", held_out=0)
+    recipe.data.train, recipe.data.global_batch_size, recipe.data.micro_batch_size = str(rows), 2, 2
+    recipe.loss, recipe.trainer.max_steps = run.Partial(losses.rpo_bwd_kl, beta=0.1, reward_scale=0.5), 1
+    (row,) = read_metrics(execute(recipe) / "metrics.csv")
+    wins = [1 / (1 + math.exp(-0.5 * gap)) for gap in (2.5, 5.0)]
+    start = sum(p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p)) for p in wins) / 2
+    assert row["train/loss"] == pytest.approx(start, rel=1e-5)
+    assert (row["train/chosen_generated_rewards"], row["train/rejected_generated_rewards"]) == (4.75, 1.0)
 
 
 def scored(score: float, **more: int) -> dict[str, Any]:

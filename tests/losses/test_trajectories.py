@@ -180,6 +180,10 @@ def test_a_likelihood_beside_the_preference_and_a_mix_of_losses(base: Callable[[
     for row in rows:
         parts = 0.5 * row["train/preference_loss"] + 0.3 * row["train/sft_loss"]
         assert row["train/loss"] == pytest.approx(parts, rel=1e-6)
+    # The rewards of the rows, by step: of one epoch, their mean.
+    for i, side in enumerate(("chosen", "rejected")):
+        given = [example.rewards[i] for example in data.datasets["train"]]
+        assert sum(row[f"train/{side}_generated_rewards"] for row in rows) / STEPS == pytest.approx(sum(given) / 16)
 
 
 def test_demonstrations(base: Callable[[str], Any]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from aligner.checkpoint import folders
 from aligner.cli import dryrun
 from aligner.common.errors import ConfigError
 from aligner.common.run_folder import read_metrics
+from aligner.train import config_checks
 
 Tiny = Callable[..., Any]
 Execute = Callable[[Any], Path]
@@ -66,6 +68,39 @@ def test_a_warm_up_longer_than_the_run_is_told(tiny: Tiny, execute: Execute, cap
         dryrun.check_recipe(recipe, None)
         told = f"{warmup} steps of warm-up, but the run has {steps}; its rate ends" in capfd.readouterr().out
         assert told == (warmup >= steps)
+
+
+@pytest.mark.parametrize(
+    ("asked", "recorded", "steps", "found"),
+    [
+        (None, None, 4, 0),
+        (None, None, 40, 4),
+        (None, None, 5000, 10),
+        (7, None, 40, 7),
+        (None, 3, 400, 3),
+        (7, 3, 40, 7),
+    ],
+)
+def test_a_warm_up_is_a_tenth_of_the_run_unless_it_is_asked_for(
+    asked: int | None, recorded: int | None, steps: int, found: int
+) -> None:
+    scheduler = SimpleNamespace(warmup_steps=asked)
+    arguments: Any = SimpleNamespace(optim=SimpleNamespace(lr_scheduler=scheduler))
+    config_checks.set_warmup(arguments, steps, recorded)
+    assert scheduler.warmup_steps == found
+
+
+def test_rows_that_fill_no_batch_are_told_with_what_would_use_them(
+    tiny: Tiny, execute: Execute, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny(rows=10)
+    recipe.data.global_batch_size = recipe.data.micro_batch_size = 6
+    told = "train: 4 of 10 examples do not fill a last global batch and sit out each epoch, by turns"
+    remedy = "; data.global_batch_size=5 leaves out 0"
+    dryrun.check_recipe(recipe, None)
+    assert told + remedy in capfd.readouterr().out
+    execute(recipe)
+    assert told + remedy in capfd.readouterr().err
 
 
 def test_a_checkpoint_from_before_a_setting_has_its_default() -> None:
