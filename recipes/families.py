@@ -195,7 +195,8 @@ def _pipeline(about: _Model, method: str) -> PipelineRecipe:
 
         layout = about.layout if peft_scheme is None else about.adapters
         settings = variant_of(method, variant)
-        rounds = iterations or settings.iterations
+        given = {"num_generations": num_generations, "num_judgments": num_judgments, "iterations": iterations}
+        settings = settings._replace(**{name: value for name, value in given.items() if value is not None})
         return pipelines.judging_pipeline(
             policy,
             functools.partial(
@@ -205,17 +206,13 @@ def _pipeline(about: _Model, method: str) -> PipelineRecipe:
                 num_gpus_per_node,
                 layout.generation_tensor or layout.tensor,
             ),
-            settings._replace(
-                num_generations=num_generations or settings.num_generations,
-                num_judgments=num_judgments or settings.num_judgments,
-            ),
+            settings,
             meta=method == "meta_rewarding",
-            length_control=settings.controls(rounds) if length_control is None else length_control,
+            length_control=settings.controls(settings.iterations) if length_control is None else length_control,
             dir=dir,
             name=name,
             init_from=init_from,
             prompts=prompts,
-            iterations=rounds,
             beta=beta,
             held_out=held_out,
         )

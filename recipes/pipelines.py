@@ -72,8 +72,7 @@ def pipeline(
     Raises:
         ConfigError: iterations is below 1, or a list has another length.
     """
-    if iterations < 1:
-        raise ConfigError(f"iterations: must be at least 1, found {iterations}")
+    _check_iterations(iterations)
     prompts_list, betas = per_iteration("prompts", prompts, iterations), per_iteration("beta", beta, iterations)
     first = init_from if isinstance(init_from, run.Partial) else None
     start = checkpoint = f"{first.log.log_dir}/{first.log.name}" if first is not None else str(init_from)
@@ -112,6 +111,11 @@ def pipeline(
     return run.Partial(self_reward, output=f"{dir}/{name}", iterations=stages, start=first)
 
 
+def _check_iterations(iterations: int) -> None:
+    if iterations < 1:
+        raise ConfigError(f"iterations: must be at least 1, found {iterations}")
+
+
 def judging_pipeline(
     policy: Callable[..., run.Partial],
     engine: Callable[[str], run.Config],
@@ -121,22 +125,23 @@ def judging_pipeline(
     dir: str,
     name: str,
     prompts: Any,
-    iterations: int,
     length_control: float | list[float],
     **settings: Any,
 ) -> run.Partial:
     """Return the pipeline of a policy that judges itself.
 
     Args:
-        policy, engine, dir, name, prompts, iterations, settings: see `pipeline`. A single source of prompts is divided
+        policy, engine, dir, name, prompts, settings: see `pipeline`. A single source of prompts is divided
             among the iterations if the variant wants new ones in each.
-        variant: temperatures, numbers of responses and judgments, limits on judge pairs.
+        variant: numbers of iterations, responses and judgments, temperatures, limits on judge pairs.
         meta: whether the policy is also trained to judge.
         length_control: ρ, or a list with a value per iteration.
 
     Raises:
         ConfigError: iterations is below 1, or a list has another length.
     """
+    iterations = variant.iterations
+    _check_iterations(iterations)
     sampling: dict[str, Any] = {"temperature": variant.temperature, "top_p": variant.top_p}
     if variant.new_prompts and iterations > 1 and not isinstance(prompts, list | tuple):
         prompts = [

@@ -83,6 +83,7 @@ def codes_of(children):
     codes, end = {}, float("inf")
     while len(codes) < len(children):
         child, status = os.waitpid(-1, os.WNOHANG if any(codes.values()) else 0)
+        assert not child or child in children, "the store has ended"
         if child:
             codes[child] = os.waitstatus_to_exitcode(status)
             end = min(end, time.monotonic() + GRACE) if codes[child] else end

@@ -16,7 +16,7 @@ from aligner.checkpoint import folders, huggingface, nemo1_archive
 from aligner.common.errors import AlignError
 from aligner.data import prepacked, sources
 from aligner.data.forms.form import Options
-from aligner.data.rows import FormatCounts
+from aligner.data.rows import FormatCounts, PreferenceRow
 from aligner.estimate import recipe_plan, report_text
 from aligner.judge.self_rewarding import self_reward
 from aligner.model import parallelism
@@ -73,7 +73,7 @@ def _check_start(start: str) -> None:
 def _show_short_run(arguments: RunArguments) -> None:
     """Print that the warm-up does not end, and how many rows fill no batch; as many rows are read as that needs."""
     data, steps = arguments.data, arguments.trainer.max_steps
-    size = data.global_batch_size
+    size, unpaired = data.global_batch_size, arguments.objective.kind == "unpaired"
     needed = max(config_checks.warmup_steps(arguments), FEW) * size
     if data.train and not callable(data.train) and not prepacked.is_packed(data.train):
         options = Options(data.ranked_pairs, tuple(data.ignore_columns))
@@ -83,9 +83,12 @@ def _show_short_run(arguments: RunArguments) -> None:
             for part in parts
             for row in sources.rows(part.path, sources.reader_of(part.path, options), FormatCounts())
         )
-        found = sum(1 for _ in itertools.islice(rows, needed))
+        # A pair is two examples of single responses.
+        sizes = (2 if unpaired and isinstance(row, PreferenceRow) else 1 for row in rows)
+        found = sum(itertools.islice(sizes, needed))
         if size <= found < needed and found % size:
-            print(summary.left_out(found, size, "examples", by_turns=all(part.weight is None for part in parts)))
+            by_turns = all(part.weight is None for part in parts)
+            print(summary.left_out(arguments, found, "examples", by_turns=by_turns))
         steps = config_checks.num_steps(arguments, found // size)
     long_warmup = config_checks.long_warmup(arguments, steps)
     if long_warmup:
@@ -98,7 +101,7 @@ def _check_pipeline(recipe: run.Partial, executor: run.Executor | None) -> None:
     Raises:
         ConfigError, RowError: a stage would raise this error, or its prompts are invalid.
     """
-    from aligner.data.prompts import read_prompts
+    from aligner.data.prompts import read_for_shares, read_prompts, share
 
     pipeline: Any = recipe
     if pipeline.start is not None:
@@ -115,9 +118,9 @@ def _check_pipeline(recipe: run.Partial, executor: run.Executor | None) -> None:
             if executor is None or isinstance(executor, run.LocalExecutor):
                 for stage in (iteration.generate, iteration.evaluate):
                     prompts = None if stage is None else stage.prompts
-                    if isinstance(prompts, fdl.Buildable):  # a function writes them, perhaps from a file
-                        prompts = getattr(prompts, "source", None)
-                    if prompts is not None:
+                    if isinstance(prompts, fdl.Buildable) and fdl.get_callable(prompts) is share:
+                        read_for_shares(prompts.source, prompts.of)
+                    elif prompts is not None and not isinstance(prompts, fdl.Buildable):  # a function writes them
                         read_prompts(prompts)
         except AlignError as error:
             raise type(error)(f"iteration {i}: {error}") from None

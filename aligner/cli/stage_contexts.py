@@ -50,10 +50,16 @@ class PipelineContext(RecipeContext):
                 raise ConfigError(f"{arg.partition('=')[0]}: this recipe has nothing of that to set")
             for holder in holders:
                 part = getattr(holder, name)
+                if part is None:  # a stage that not every iteration has
+                    continue
                 # `judge.` sets the judge, not the stage around it, and the judge is the same in all stages.
                 if name == "judge":
                     for stage in filter(None, (part, holder.meta_judge, holder.evaluate)):
                         stage.judge = override(stage.judge, [rest])
                 else:
                     setattr(holder, name, override(part, [rest]))
+                # All stages of an iteration are about the same prompts.
+                if arg.startswith("generate.prompts="):
+                    for stage in filter(None, (holder.judge, holder.meta_judge, holder.select)):
+                        stage.prompts = holder.generate.prompts
         return recipe

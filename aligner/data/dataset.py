@@ -111,8 +111,9 @@ class TokenizedDataset(Sequence[Example]):
     def fingerprint(self) -> str:
         """Hash of the tokens and rewards, in order."""
         parts = [file.meta["fingerprint"] for file in self.files]
-        # Mismatched responses: which ones, truncated to this length.
-        parts += [str(self._within), hashlib.sha256(self._others.tobytes()).hexdigest()]
+        parts.append(str(self._within))
+        if self._within is not None:  # which mismatched responses, truncated to this length
+            parts.append(hashlib.sha256(self._others.tobytes()).hexdigest())
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def mismatched(self, row: int) -> int | None:

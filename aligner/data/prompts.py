@@ -63,7 +63,7 @@ def read_prompts(source: Any) -> list[Prompt]:
 def share(source: Any, number: int, of: int, output: str) -> str:
     """Write a share of the prompts of a file: every `of`-th different one from the `number`-th on; return the output.
 
-    Together the shares have every prompt once.
+    Together the shares have every prompt once. A file that is there already stays.
 
     Args:
         source: file, folder or list of files of prompts.
@@ -72,16 +72,33 @@ def share(source: Any, number: int, of: int, output: str) -> str:
         output: file to write.
 
     Raises:
+        RowError: a line is invalid, there are fewer prompts than shares, or the output has other prompts.
+    """
+    path = Path(output).expanduser()
+    lines = [json.dumps(prompt.row, ensure_ascii=False) for prompt in read_for_shares(source, of)[number - 1 :: of]]
+    content = "\n".join(lines) + "\n"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as partial:
+            partial.write_text(content)
+    elif path.read_text() != content:
+        raise RowError(
+            f"{path}: holds other prompts than share {number} of {of} of {source}; were the prompts or the number of "
+            "iterations changed? Remove it, or give a list with one file of prompts per iteration"
+        )
+    return str(path)
+
+
+def read_for_shares(source: Any, of: int) -> list[Prompt]:
+    """Read the prompts of a file that is divided.
+
+    Raises:
         RowError: a line is invalid, or there are fewer prompts than shares.
     """
-    prompts, path = read_prompts(source), Path(output).expanduser()
+    prompts = read_prompts(source)
     if len(prompts) < of:
         raise RowError(f"{source}: holds {len(prompts)} different prompts for {of} iterations with new ones in each")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as partial:
-        lines = [json.dumps(prompt.row, ensure_ascii=False) for prompt in prompts[number - 1 :: of]]
-        partial.write_text("\n".join(lines) + "\n")
-    return str(path)
+    return prompts
 
 
 class PromptIndex:

@@ -169,12 +169,11 @@ def _limited_judge_pairs(
         limit = min(limit, int(max_fraction * num_pairs / (1 - max_fraction) + 1e-9))
     report.judge_pairs, report.judge_pairs_left_out = limit, len(pairs) - limit
     # Round-robin over scores: no score gets a larger share than it had.
-    by_score: dict[int, list[JsonObject]] = {}
+    by_score: dict[int | None, list[JsonObject]] = {}
     for row in random.Random(0).sample(pairs, len(pairs)):
         by_score.setdefault(stated_score(row), []).append(row)
-    by_turn = [
-        row for rows in itertools.zip_longest(*(by_score[score] for score in sorted(by_score))) for row in rows if row
-    ]
+    scores = sorted(by_score, key=str)
+    by_turn = [row for rows in itertools.zip_longest(*(by_score[score] for score in scores)) for row in rows if row]
     return by_turn[:limit]
 
 

@@ -65,6 +65,8 @@ def judge_demonstrations(
             line = {"prompt": asked + (AS_JSON if as_json else ""), "response": judgment}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             counts[score] += 1
+        if not counts:
+            raise RowError(f"{data}: holds no rows")
     shown = ", ".join(f"{score:g} ({count} times)" for score, count in sorted(counts.items()))
     print(f"written: {counts.total()} demonstrations to {output}; scores {shown}")
     return target
@@ -72,6 +74,8 @@ def judge_demonstrations(
 
 def _rows(data: Any) -> Iterator[tuple[dict[str, Any], str]]:
     for part in sources.resolve_files(data, "data"):
+        if part.weight is not None:
+            raise ConfigError("data: has weights, which choose rows in every epoch; leave them out")
         for chunk in sources.chunks(part.path):
             for text, source in chunk.texts():
                 row = rows.load_json(text, source)
@@ -85,26 +89,33 @@ def _rows(data: Any) -> Iterator[tuple[dict[str, Any], str]]:
 
 def _judgment(row: dict[str, Any], source: str, scale: tuple[float, float], *, as_json: bool) -> tuple[str, float]:
     """Return the text of a row's judgment, and its score."""
-    given, score, reasoning = row.get("judgment"), _score(row, source, scale), row.get("reasoning", "")
-    for name, text in (("judgment", given or ""), ("reasoning", reasoning)):
-        if not isinstance(text, str):
-            raise RowError(f"{source}: {name!r} must be text, found {text!r}")
-    if given is None and score is not None:
-        if as_json:
-            return json.dumps({"reasoning": reasoning, "score": score}, ensure_ascii=False), score
-        return f"{reasoning.strip()}\n\nScore: {score:g}".lstrip(), score
-    if not given:
-        raise RowError(f"{source}: has neither 'judgment', a text that states its score, nor 'score', a number")
-    if reasoning:
+    score = _score(row, source, scale)
+    given, reasoning = (_text(row, name, source) for name in ("judgment", "reasoning"))
+    if given and reasoning:
         raise RowError(f"{source}: has 'judgment' and 'reasoning'; a judgment is text that holds its reasoning")
-    if as_json and not given.lstrip().startswith("{"):
+    if not given and score is None:
+        raise RowError(f"{source}: has neither 'judgment', a text that states its score, nor 'score', a number")
+    if given and as_json and not given.lstrip().startswith("{"):
         raise RowError(f"{source}: 'judgment' is no JSON object, as response_format=json has it; give score, reasoning")
-    read = parse_score(given, min_score=scale[0], max_score=scale[1])
+    if given:
+        text, name = given, "judgment"
+    elif as_json:
+        text, name = json.dumps({"reasoning": reasoning, "score": score}, ensure_ascii=False), "reasoning"
+    else:
+        text, name = f"{reasoning.strip()}\n\nScore: {score:g}".lstrip(), "reasoning"
+    read = parse_score(text, min_score=scale[0], max_score=scale[1])
     if read is None:
-        raise RowError(f"{source}: 'judgment' states no score that can be read; it must end with one, as Score: 4")
+        raise RowError(f"{source}: {name!r} states no score that can be read; it must end with one, as Score: 4")
     if score is not None and read != score:
-        raise RowError(f"{source}: 'judgment' states {read:g}, and score is {score:g}")
-    return given, read
+        raise RowError(f"{source}: {name!r} states {read:g}, and score is {score:g}")
+    return text, read
+
+
+def _text(row: dict[str, Any], name: str, source: str) -> str:
+    value = row.get(name)
+    if value is not None and not isinstance(value, str):
+        raise RowError(f"{source}: {name!r} must be text, found {value!r}")
+    return value or ""
 
 
 def _score(row: dict[str, Any], source: str, scale: tuple[float, float]) -> float | None:

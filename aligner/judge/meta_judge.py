@@ -275,7 +275,7 @@ def _balanced(rows: list[JsonObject], most: float) -> list[JsonObject]:
     num_kept = len(rows)
     while num_kept and sum(min(count, int(most * num_kept + 1e-9)) for count in classes.values()) < num_kept:
         num_kept -= 1
-    limit, taken, balanced = int(most * num_kept + 1e-9), Counter[int](), []
+    limit, taken, balanced = int(most * num_kept + 1e-9), Counter[int | None](), []
     for row in random.Random(0).sample(rows, len(rows)):
         if taken[stated_score(row)] < limit:
             taken[stated_score(row)] += 1
@@ -283,6 +283,7 @@ def _balanced(rows: list[JsonObject], most: float) -> list[JsonObject]:
     return balanced
 
 
-def stated_score(pair: JsonObject) -> int:
-    """Return the score, rounded, that the better judgment of a pair states; 0 if the pair is not of `meta_judge`."""
-    return round(pair.get("metadata", {}).get("scores", {}).get("chosen", 0.0))
+def stated_score(pair: JsonObject) -> int | None:
+    """Return the score, rounded, that the better judgment of a pair states; None if the pair does not say."""
+    scores = (pair.get("metadata") or {}).get("scores") or {}
+    return round(scores["chosen"]) if "chosen" in scores else None

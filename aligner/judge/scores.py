@@ -172,6 +172,8 @@ def parse_score(text: str, *, min_score: float = 0, max_score: float = 5, finish
 
 HIDDEN = "?"
 """Stands for a score that is not shown."""
+OF_SCORE = re.compile(r"(?:.*[\W_])?(?:score|rating|total|overall|grade|points|mark)s?|value")
+"""Keys of an object that hold a score, also of a part."""
 OUT_OF = re.compile(r"\s*(?:/|out of)\s*\d+", re.IGNORECASE)
 
 
@@ -180,31 +182,33 @@ def without_scores(text: str) -> str:
 
     Other numbers stay. A line with a hidden score loses its markup.
     """
-    decoder, parts, at = json.JSONDecoder(), [], 0
-    while (begin := text.find("{", at)) >= 0:
+    decoder, parts, at, begin = json.JSONDecoder(), [], 0, text.find("{")
+    while begin >= 0:
         try:
             value, end = decoder.raw_decode(text, begin)
         except (ValueError, RecursionError):
             value, end = None, begin + 1
-        if isinstance(value, dict) and (kept := _without_keys(value)) != value:
-            parts += [_hidden(text[at:begin]), json.dumps(kept, ensure_ascii=False)]
-        else:
-            parts.append(_hidden(text[at:end]))
-        at = end
+        if isinstance(value, dict):
+            kept = _without_keys(value)
+            shown = json.dumps(kept, ensure_ascii=False) if kept != value else text[begin:end]
+            parts, at = [*parts, _hidden(text[at:begin]), shown], end
+        begin = text.find("{", end)
     return "".join([*parts, _hidden(text[at:])])
 
 
-def _without_keys(item: dict[str, Any]) -> dict[str, Any]:
-    of_score = {key for keys in KEYS for key in keys}
-    return {
-        key: _without_keys(value) if isinstance(value, dict) else value
-        for key, value in item.items()
-        if re.sub(r"\W+", "_", key.strip().lower()) not in of_score
-    }
+def _without_keys(item: Any) -> Any:
+    """Return a part of an object without scores: of keys, and stated in its texts."""
+    if isinstance(item, str):
+        return _hidden(item) if not item.strip().isdigit() else item
+    if isinstance(item, list):
+        return [_without_keys(value) for value in item]
+    if not isinstance(item, dict):
+        return item
+    return {key: _without_keys(value) for key, value in item.items() if not OF_SCORE.fullmatch(key.strip().lower())}
 
 
 def _hidden(text: str) -> str:
-    # Lines of the two texts stand for each other: neither step adds or removes a line break.
+    # Lines of the two texts stand for each other: no step adds or removes a line break.
     plain = _plain(text)
     spans = {match.span("number") for pattern in (STATED, SAID) for match in _matches(pattern, plain)}
     spans |= {match.span("number") for match in BARE.finditer(plain)}
@@ -214,8 +218,9 @@ def _hidden(text: str) -> str:
     for begin, end in sorted(spans):
         if begin >= last:
             scale = OUT_OF.match(plain, end)
-            masked += [plain[last:begin], HIDDEN]
-            last = scale.end() if scale else end
+            end = scale.end() if scale else end
+            masked += [plain[last:begin], HIDDEN, "\n" * plain[begin:end].count("\n")]
+            last = end
     lines = "".join([*masked, plain[last:]]).split("\n")
     shown = zip(text.split("\n"), plain.split("\n"), lines, strict=True)
     return "\n".join(line if before == after else after for line, before, after in shown)

@@ -233,6 +233,17 @@ def _is_concatenated(data: AlignDataModule) -> bool:
     return data.batching in CONCATENATED or any(map(is_packed, (data.train, data.validation)))
 
 
+def examples_per_pass(arguments: RunArguments) -> int:
+    """Return the examples of one micro-batch on all ranks; a global batch is a multiple of it."""
+    parallel = arguments.strategy.parallelism
+    sizes = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
+    return _examples_per_pass(arguments.data, arguments.num_ranks // sizes)
+
+
+def _examples_per_pass(data: AlignDataModule, data_parallel_size: int) -> int:
+    return data_parallel_size * (1 if data.batching == "packed" else data.micro_batch_size)
+
+
 def _check_batches(data: AlignDataModule, *, data_parallel_size: int) -> None:
     if not data.train:
         raise ConfigError("data.train: is empty; give a file of preference rows")
@@ -250,7 +261,7 @@ def _check_batches(data: AlignDataModule, *, data_parallel_size: int) -> None:
             f"data.packed_sequence_size: {data.packed_sequence_size}, but data.batching is {data.batching!r}, which "
             "has no packs; set data.batching=packed, or leave data.packed_sequence_size None"
         )
-    per_pass = data_parallel_size * (1 if packed else data.micro_batch_size)
+    per_pass = _examples_per_pass(data, data_parallel_size)
     if data.global_batch_size % per_pass:
         sizes = "" if packed else f"data.micro_batch_size={data.micro_batch_size} times "
         raise ConfigError(

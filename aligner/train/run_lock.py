@@ -20,8 +20,8 @@ LOCK = ".lock"
 def lock_run(run: Path) -> Iterator[None]:
     """Lock the folder of a run on rank 0, until the process ends, however it ends.
 
-    On a file system without locks, a process that was suspended until another job took the folder ends at once when it
-    wakes: all that it could still write belongs to the other job.
+    On a file system without locks, a process that was suspended until another job took the folder ends within two
+    thirds of a lease (40 s) of waking: what it writes later would belong to the other job.
 
     Raises:
         CheckpointError: another job has the lock.

@@ -8,6 +8,7 @@ import torch
 
 from aligner.common.console import log_rank0
 from aligner.common.run_folder import read_metrics
+from aligner.train import config_checks
 from aligner.train.arguments import RunArguments
 
 ROWS = {
@@ -62,21 +63,22 @@ def log_data_summary(arguments: RunArguments) -> None:
             )
     left, noun = data.num_samples("train") % data.global_batch_size, "packs" if "train" in data.packs else "examples"
     if left:
-        log_rank0(left_out(data.num_samples("train"), data.global_batch_size, noun, by_turns=not data.order.weights))
+        log_rank0(left_out(arguments, data.num_samples("train"), noun, by_turns=not data.order.weights))
     if data.batching == "packed" and noun == "examples":
         _log_packs(arguments)
     if arguments.preference_loss_weight and arguments.reference is not None and not objective.needs_reference:
         log_rank0("reference: not prepared, the loss reads none")
 
 
-def left_out(samples: int, global_batch_size: int, noun: str, *, by_turns: bool) -> str:
-    """Say how many samples do not fill a last global batch, and what would use them if they are many."""
-    left = samples % global_batch_size
+def left_out(arguments: RunArguments, samples: int, noun: str, *, by_turns: bool) -> str:
+    """Say how many samples do not fill a last global batch, and what would use more of them if they are many."""
+    data, left = arguments.data, samples % arguments.data.global_batch_size
     text = f"train: {left} of {samples} {noun} do not fill a last global batch and sit out each epoch"
     text += ", by turns" if by_turns else ""
-    steps = samples // global_batch_size
-    if steps and left > 0.1 * samples:
-        text += f"; data.global_batch_size={samples // (steps + 1)} leaves out {samples % (samples // (steps + 1))}"
+    per_pass = config_checks.examples_per_pass(arguments)
+    better = samples // (samples // data.global_batch_size + 1) // per_pass * per_pass
+    if left > 0.1 * samples and better and samples % better < left:
+        text += f"; data.global_batch_size={better} leaves out {samples % better}"
     return text
 
 

@@ -20,5 +20,10 @@ def test_shares_have_every_prompt_once(tmp_path: Path) -> None:
     assert [p.row for p in parts[1]] == rows[1::3], "with their other keys"
     before = Path(files[0]).read_bytes()
     assert share(str(source), 1, 3, files[0]) == files[0] and Path(files[0]).read_bytes() == before
+    with pytest.raises(
+        RowError, match=r"iteration-1/prompts\.jsonl: holds other prompts than share 1 of 4 of .*Remove it"
+    ):
+        share(str(source), 1, 4, files[0])
+    assert Path(files[0]).read_bytes() == before, "what is there stays"
     with pytest.raises(RowError, match=r"prompts\.jsonl: holds 11 different prompts for 12 iterations with new ones"):
         share(str(source), 1, 12, files[0])

@@ -33,7 +33,7 @@ def made(folder: Path, *rows: dict[str, Any], **settings: Any) -> list[dict[str,
 def test_the_prompt_is_the_judges_own_and_the_judgment_is_read_back(tmp_path: Path, form: Any, capfd: Any) -> None:
     rows = made(
         tmp_path,
-        ASKED | {"score": 4},
+        ASKED | {"score": 4, "reasoning": None, "judgment": None},
         ASKED | {"score": 3.5, "reasoning": "It names the cause."},
         ASKED | {"prompt": [{"role": "user", "content": "Why?"}], "judgment": '{"reasoning": "", "score": 2}', "id": 7},
         response_format=form,
@@ -61,6 +61,8 @@ def test_the_prompt_is_the_judges_own_and_the_judgment_is_read_back(tmp_path: Pa
         ({"score": 4, "rating": 5}, "has 'rating', which is not read; a row has prompt, response, judgment, score"),
         ({"score": 4, "response": " "}, "'response' must be text"),
         ({"score": 4, "reasoning": 3}, "'reasoning' must be text, found 3"),
+        ({"score": 4, "reasoning": 'So {"score": 2}'}, "'reasoning' states 2, and score is 4"),
+        ({"score": 4, "reasoning": "<think>first"}, "'reasoning' states no score that can be read"),
     ],
 )
 def test_a_row_that_cannot_be_is_named(tmp_path: Path, more: dict[str, Any], message: str) -> None:
@@ -74,6 +76,11 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         made(tmp_path, ASKED | {"judgment": "Score: 4"}, response_format="json")
     with pytest.raises(ConfigError, match="min_score, max_score: 5 to 5 is no scale"):
         made(tmp_path, ASKED | {"score": 5}, min_score=5)
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(RowError, match=r"empty\.jsonl"):
+        judge_demonstrations(str(tmp_path / "empty.jsonl"), str(tmp_path / "out.jsonl"))
+    with pytest.raises(ConfigError, match="data: has weights"):
+        judge_demonstrations([0.5, str(tmp_path / "rated.jsonl")], str(tmp_path / "out.jsonl"))  # type: ignore[list-item]
     made(tmp_path, ASKED | {"score": 5})
     with pytest.raises(ConfigError, match=r"output: .* exists already"):
         judge_demonstrations(str(tmp_path / "rated.jsonl"), str(tmp_path / "out.jsonl"))

@@ -2,6 +2,7 @@
 # ruff: noqa: E501
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,12 @@ def test_the_meta_judge_compares_the_reasoning_alone(
         ("<think>relevance score: 1</think>\nSo 5/5", "<think>relevance score: ?</think>\nSo ?"),
         ("I would give it a score of 3, as 1969 is right.", "I would give it a score of ?, as 1969 is right."),
         ("4", "?"),
+        ("Score: 1\n+ 1\n+ 1 = 3\nso it is.", "Score: ?\n\n\nso it is."),
+        ("Score: 4\nout of 5", "Score: ?\n"),
+        ("Score: {4}. It is good.", "Score: {?}. It is good."),
+        ("Final score: \\boxed{4}\n\nIt is good.", "Final score: boxed{?}\n\nIt is good."),
+        ('{"reasoning": "2 points are made. Score: 4", "score": 4}', '{"reasoning": "2 points are made. Score: ?"}'),
+        ('{"parts": [{"score": 3, "of": "a"}], "relevance_score": 2, "score": 4}', '{"parts": [{"of": "a"}]}'),
         ("Punktzahl: 4", "Punktzahl: ?"),
         ("In 1969, {not JSON} 2+2=4.", "In 1969, {not JSON} 2+2=4."),
     ],
@@ -271,4 +278,4 @@ def test_the_cap_on_a_score_is_a_cap() -> None:
     assert _balanced([scored(5.0)], 0.4) == []
     # Two scores cannot keep to 40 %: as many of each.
     two = [scored(score) for score in [5.0] * 20 + [4.0] * 3]
-    assert sorted(stated_score(row) for row in _balanced(two, 0.4)) == [4] * 3 + [5] * 3
+    assert Counter(map(stated_score, _balanced(two, 0.4))) == {4: 3, 5: 3}

@@ -15,7 +15,7 @@ from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 from aligner import recipes
 from aligner.api import align
 from aligner.cli.parsing.yaml_recipe import load_yaml
-from aligner.common.errors import ConfigError
+from aligner.common.errors import ConfigError, RowError
 from aligner.recipes import families
 
 MODELS = {
@@ -196,6 +196,9 @@ def test_meta_rewarding_is_the_papers_or_nvidias() -> None:
     assert {(one.judge.judge.num_judgments, one.select.length_control) for one in own} == {(5, 0.2)}
     with pytest.raises(ConfigError, match=r"variant: there is no 'papers'; there are: paper, nemo_aligner"):
         recipes.llama3_8b.self_rewarding_recipe(variant="papers")
+    for none in (0, -1):
+        with pytest.raises(ConfigError, match=rf"iterations: must be at least 1, found {none}"):
+            recipes.llama3_8b.self_rewarding_recipe(iterations=none)
 
 
 def test_rounds_learn_at_the_rate_of_their_source() -> None:
@@ -219,3 +222,24 @@ def test_held_out_answers_of_all_rounds_have_one_judge() -> None:
         "start",
         *(f"{one.align.log.log_dir}/policy" for one in judged[:2]),
     ]
+
+
+def test_what_is_typed_for_all_rounds_reaches_those_that_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aligner.cli import commands, dryrun  # noqa: F401 - registers factories
+    from aligner.cli.stage_contexts import PipelineContext
+    from aligner.judge.self_rewarding import self_reward
+
+    context = PipelineContext(name="self-reward", factory="smollm2_135m_meta_rewarding(num_gpus_per_node=1)")
+    typed = ["meta_judge.show_scores=True", "generate.prompts=p.jsonl", "judge.temperature=0.5"]
+    recipe: Any = context.parse_fn(self_reward, typed)
+    assert [one.meta_judge is not None for one in recipe.iterations] == [True, True, False, False]
+    for one in recipe.iterations:
+        stages = [one.generate, one.judge, one.select, *filter(None, [one.meta_judge])]
+        assert {stage.prompts for stage in stages} == {"p.jsonl"} and one.judge.judge.temperature == 0.5
+    assert recipe.iterations[1].meta_judge.show_scores and recipe.iterations[1].meta_judge.judge.temperature == 0.5
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    with pytest.raises(RowError, match=r"prompts.jsonl: holds 2 different prompts for 4 iterations"):
+        dryrun._check_pipeline(context.parse_fn(self_reward, []), None)

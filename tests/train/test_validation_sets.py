@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import nemo_run as run
 import pytest
 from making import write_rows
 
@@ -12,6 +13,7 @@ from aligner.checkpoint import folders
 from aligner.cli import dryrun
 from aligner.common.errors import ConfigError
 from aligner.common.run_folder import read_metrics
+from aligner.losses import unpaired
 from aligner.train import config_checks
 
 Tiny = Callable[..., Any]
@@ -94,13 +96,23 @@ def test_rows_that_fill_no_batch_are_told_with_what_would_use_them(
     tiny: Tiny, execute: Execute, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tiny(rows=10)
-    recipe.data.global_batch_size = recipe.data.micro_batch_size = 6
+    recipe.data.global_batch_size, recipe.data.micro_batch_size = 6, 1
     told = "train: 4 of 10 examples do not fill a last global batch and sit out each epoch, by turns"
     remedy = "; data.global_batch_size=5 leaves out 0"
     dryrun.check_recipe(recipe, None)
     assert told + remedy in capfd.readouterr().out
     execute(recipe)
     assert told + remedy in capfd.readouterr().err
+    # What a run would refuse is not advised; of pairs, KTO has two examples.
+    recipe.data.micro_batch_size = 3
+    dryrun.check_recipe(recipe, None)
+    assert f"{told}; data.global_batch_size=3 leaves out 1\n" in capfd.readouterr().out
+    recipe.data.micro_batch_size = 6
+    dryrun.check_recipe(recipe, None)
+    assert f"{told}\n" in capfd.readouterr().out
+    recipe.loss = run.Partial(unpaired.kto)
+    dryrun.check_recipe(recipe, None)
+    assert "train: 2 of 20 examples do not fill a last global batch" in capfd.readouterr().out
 
 
 def test_a_checkpoint_from_before_a_setting_has_its_default() -> None:
