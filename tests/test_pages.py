@@ -102,7 +102,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):  # fmt: skip
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "demonstrations.jsonl").write_text(demonstrations)
-    (folder / "prompts.jsonl").write_text('{"prompt": "1+1="}\n{"prompt": "2+2="}\n')
+    (folder / "prompts.jsonl").write_text("".join(f'{{"prompt": "{i}+{i}="}}\n' for i in range(1, 5)))
     (folder / "rated.jsonl").write_text('{"prompt": "1+1=", "response": "2", "score": 5}\n')
     (folder / "pairs.jsonl.gz").write_bytes(gzip.compress((folder / "train.jsonl").read_bytes()))
     as_parquet(rows[:128], folder / "b.parquet")
