@@ -109,7 +109,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data").mkdir()
     for i in range(2):
         as_parquet(rows[128 * i : 128 * (i + 1)], folder / f"data/part-{i}.parquet")
-    small_model(folder / "models/smollm2")
+    for name in ("smollm2", "sft"):
+        small_model(folder / "models" / name)
     for name in ("first", "second", "sft", "dpo", "rpo", "ipo", "llama_dpo"):
         shutil.copytree(folder / "runs/tiny_dpo", folder / "runs" / name, symlinks=True)
     return folder
