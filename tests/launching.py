@@ -99,11 +99,13 @@ for line in open(sys.argv[1]):
     heard, told = os.pipe()
     store = forked(serve_store, told)
     os.close(told)
-    port = int(os.read(heard, 16))
-    os.close(heard)
-    children = [forked(rank_of, job, rank, int(ranks), port) for rank in range(int(ranks))]
-    codes = codes_of(children)
-    os.kill(store, signal.SIGKILL)
+    try:
+        port = int(os.read(heard, 16))
+        os.close(heard)
+        children = [forked(rank_of, job, rank, int(ranks), port) for rank in range(int(ranks))]
+        codes = codes_of(children)
+    finally:
+        os.kill(store, signal.SIGKILL)
     os.waitpid(store, 0)
     print("ended", json.dumps(codes), file=sys.__stdout__, flush=True)
 """.replace("GRACE", str(GRACE))

@@ -137,8 +137,7 @@ def check_parallelism(arguments: RunArguments) -> None:
     """
     parallel = arguments.strategy.parallelism
     world = arguments.num_ranks
-    context = parallel.context_parallel_size
-    ranks_per_replica = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * context
+    context, ranks_per_replica = parallel.context_parallel_size, _ranks_per_replica(arguments)
     if world % ranks_per_replica:
         raise ConfigError(
             f"trainer.strategy: {world} ranks cannot be divided into groups of "
@@ -235,9 +234,12 @@ def _is_concatenated(data: AlignDataModule) -> bool:
 
 def examples_per_pass(arguments: RunArguments) -> int:
     """Return the examples of one micro-batch on all ranks; a global batch is a multiple of it."""
+    return _examples_per_pass(arguments.data, arguments.num_ranks // _ranks_per_replica(arguments))
+
+
+def _ranks_per_replica(arguments: RunArguments) -> int:
     parallel = arguments.strategy.parallelism
-    sizes = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
-    return _examples_per_pass(arguments.data, arguments.num_ranks // sizes)
+    return parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
 
 
 def _examples_per_pass(data: AlignDataModule, data_parallel_size: int) -> int:
